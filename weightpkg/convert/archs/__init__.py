@@ -1,0 +1,1 @@
+"""One module a model architecture; its name is the `model_type`."""

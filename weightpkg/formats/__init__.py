@@ -1,0 +1,1 @@
+"""Model file formats: bytes to types, strictly."""

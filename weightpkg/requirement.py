@@ -1,0 +1,77 @@
+"""What a user asks for: names, versions, and requirements made of both.
+
+Names compare as PEP 503 has it (https://peps.python.org/pep-0503/#normalized-names); versions
+and specifiers are PEP 440's, by the `packaging` library.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import NewType
+
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+from weightpkg.errors import RequirementError
+
+NormalizedName = NewType("NormalizedName", str)
+"""A name with case and `-`, `_`, `.` folded; the only form that is compared or used in a path."""
+
+MAX_NAME = 100
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?\Z")
+_REQUIREMENT = re.compile(
+    r"(?:(?P<namespace>[^/\s<>=!~]+)/)?(?P<name>[^/\s<>=!~]+)\s*(?P<spec>[<>=!~].*)?\Z"
+)
+
+
+def is_name(text: str) -> bool:
+    """Whether text can name a model, a variant or a namespace."""
+    return len(text) <= MAX_NAME and _NAME.match(text) is not None
+
+
+def normalize_name(text: str) -> NormalizedName:
+    """Fold a name to the form that is compared; ValueError if it is no name.
+
+    >>> normalize_name("Llama3.1_8B")
+    'llama3-1-8b'
+    """
+    if not is_name(text):
+        raise ValueError(f"not a name: {text!r}")
+    return NormalizedName(re.sub(r"[-_.]+", "-", text).lower())
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """A model, perhaps with a variant at the end of its name, and the versions that will do.
+
+    Which part of `name` is the model and which the variant only an index can tell.
+    """
+
+    text: str
+    name: NormalizedName
+    namespace: NormalizedName | None = None
+    specifier: SpecifierSet = field(default_factory=SpecifierSet)
+
+    @classmethod
+    def parse(cls, text: str) -> Requirement:
+        """Read `[NAMESPACE/]NAME[SPECIFIER]`.
+
+        Raises:
+            RequirementError: the text is anything else.
+
+        >>> Requirement.parse("acme/support-q8>=2").name
+        'support-q8'
+        """
+        match = _REQUIREMENT.match(text.strip())
+        if match is None:
+            raise RequirementError(text, "a name is letters, digits, `-`, `_` and `.`")
+        namespace, name, spec = match["namespace"], match["name"], match["spec"]
+        for part in filter(None, (namespace, name)):
+            if not is_name(part):
+                raise RequirementError(text, f"`{part}` is not a name")
+        try:
+            specifier = SpecifierSet(spec or "")
+        except InvalidSpecifier as error:
+            raise RequirementError(text, f"`{spec}` is not a version specifier") from error
+        folded = normalize_name(namespace) if namespace else None
+        return cls(text.strip(), normalize_name(name), folded, specifier)
