@@ -1,1 +1,30 @@
-"""Model files to ONNX model directories, offline."""
+"""Model files to ONNX model directories: exactly, offline, and to the same bytes everywhere.
+
+A model directory holds `model.onnx`, `model.onnx.data`, the tokenizer's files,
+`genai_config.json`, and the manifest `weightpkg.toml`: what it was made from, by which converter,
+and size and BLAKE3 of every other file. So the manifest's own digest stands for the whole tree.
+
+This module is what can be known about conversions without NumPy; `pipeline` does them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from weightpkg.digest import Digest
+
+CONVERTER_VERSION = 1
+"""Goes up with every change of the bytes that a conversion writes."""
+
+FORMATS = ("gguf",)
+"""File formats that are converted."""
+
+ARCHITECTURES = {"llama": "llama"}
+"""`general.architecture` to the module in `archs`; no other module is ever imported for a file."""
+
+
+def conversion_key(sources: Sequence[Digest]) -> str:
+    """Return the name of a conversion: 64 hex digits from its inputs and the converter's version."""
+    lines = [f"weightpkg conversion {CONVERTER_VERSION}", *map(str, sources)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

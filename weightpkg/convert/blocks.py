@@ -1,0 +1,318 @@
+"""The parts that models are made of: functions that add nodes to a graph.
+
+Letters in shapes: B batch, T tokens, S tokens so far (past and new), V vocabulary, E hidden size,
+K inputs of a matrix, N its outputs, H heads, G key/value heads, D head size, F feed-forward size.
+
+Weights stay as the file has them. A block weight is `scale * (q - 2**(bits-1)) + offset`; the first
+part is one MatMulNBits node. Where there is an offset, it is the same for the whole block, so its
+part of the product is (mean of x over the block) times (offset * block_size): a second, small
+product, and exact, as the sizes are powers of two. Folding it into MatMulNBits as a float zero point
+is exact as well but over 60 times slower on the CPU, and rounding it to an integer ruins the model
+(docs/decisions/offset-form.md).
+
+Operators: https://github.com/microsoft/onnxruntime/blob/v1.23.0/docs/ContribOperators.md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from onnx import TensorProto
+
+from weightpkg.convert import rope
+from weightpkg.convert.graph import External, Graph, Payload, Tensor, Value
+from weightpkg.convert.weights import same_layout
+from weightpkg.tensor import BlockLayout, Blocks
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from weightpkg.convert.weights import Weight
+
+MICROSOFT = "com.microsoft"
+
+# Activations are rounded to 8 bits a block, as llama.cpp does; level 1 (float32) is 90 times slower.
+ACCURACY_LEVEL = 4
+
+_FLOAT32 = np.dtype(np.float32)
+_UINT8 = np.dtype(np.uint8)
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A weight in the graph. shape: (N, K).
+
+    Of blocks, q: (N, k_blocks, bytes) uint8, scale: (N, k_blocks) float32 and, where the layout has
+    offsets, offset: (k_blocks, N) float32, times block_size. Of a dense weight (`layout` None),
+    q: (N, K) float32 and nothing else.
+    """
+
+    shape: tuple[int, int]
+    layout: BlockLayout | None
+    q: External
+    scale: External | None = None
+    offset: External | None = None
+
+
+def add_matrix(graph: Graph, name: str, weights: Sequence[Weight]) -> Matrix:
+    """Promise a matrix made of weights of one layout, row upon row."""
+    rows, width = sum(weight.shape[0] for weight in weights), weights[0].shape[1]
+    layout = weights[0].layout
+    if not isinstance(layout, BlockLayout):
+        payload = Payload(
+            (Tensor(_FLOAT32, (rows, width)),),
+            lambda: (piece for weight in weights for piece in weight.slices()),  # type: ignore[misc]
+        )
+        return Matrix((rows, width), None, *graph.external(name, payload))
+    k_blocks = width // layout.block_size
+    tensors = [
+        Tensor(_UINT8, (rows, k_blocks, layout.block_size * layout.bits // 8)),
+        Tensor(_FLOAT32, (rows, k_blocks)),
+    ]
+    if layout.has_offset:
+        tensors.append(Tensor(_FLOAT32, (k_blocks, rows)))
+    payload = Payload(tuple(tensors), lambda: _block_slices(weights, rows, k_blocks))
+    return Matrix((rows, width), layout, *graph.external(name, payload))
+
+
+def _block_slices(
+    weights: Sequence[Weight], rows: int, k_blocks: int
+) -> Iterator[NDArray[np.generic]]:
+    """Yield all of q slice by slice, and then the scales and offsets collected on the way."""
+    scale = np.empty((rows, k_blocks), np.float32)
+    offset: NDArray[np.float32] | None = None
+    start = 0
+    for weight in weights:
+        for blocks in weight.slices():
+            assert isinstance(blocks, Blocks)  # noqa: S101  the layout says so
+            stop = start + len(blocks.q)
+            scale[start:stop] = blocks.scale
+            if blocks.offset is not None:
+                offset = np.empty((k_blocks, rows), np.float32) if offset is None else offset
+                offset[:, start:stop] = blocks.offset.T * np.float32(blocks.layout.block_size)
+            start = stop
+            yield blocks.q
+    yield scale
+    if offset is not None:
+        yield offset
+
+
+def linear(graph: Graph, x: Value, matrix: Matrix) -> Value:
+    """x: (B, T, K) -> (B, T, N)."""
+    if matrix.layout is None:
+        inputs = (x, matrix.q.value)
+        (y,) = graph.op("FusedMatMul", inputs, domain=MICROSOFT, attributes={"transB": 1})
+        return y
+    rows, width = matrix.shape
+    layout = matrix.layout
+    assert matrix.scale is not None  # noqa: S101  blocks have scales
+    (y,) = graph.op(
+        "MatMulNBits",
+        (x, matrix.q.value, matrix.scale.value),
+        domain=MICROSOFT,
+        attributes={
+            "K": width,
+            "N": rows,
+            "bits": layout.bits,
+            "block_size": layout.block_size,
+            "accuracy_level": ACCURACY_LEVEL,
+        },
+    )
+    if matrix.offset is None:
+        return y
+    (product,) = graph.op("MatMul", (block_mean(graph, x, layout), matrix.offset.value))
+    (total,) = graph.op("Add", (y, product))
+    return total
+
+
+def block_mean(graph: Graph, x: Value, layout: BlockLayout) -> Value:
+    """x: (B, T, K) -> means over each block (B, T, k_blocks)."""
+    # to AveragePool T is channels and K is length: one node where Reshape and ReduceSum are two
+    size = [layout.block_size]
+    return graph.op("AveragePool", (x,), attributes={"kernel_shape": size, "strides": size})[0]
+
+
+def projections(graph: Graph, x: Value, weights: Sequence[Weight], name: str) -> tuple[Value, ...]:
+    """x: (B, T, K) -> (B, T, N) for each weight; weights of one layout share one product."""
+    if not same_layout(weights):
+        return tuple(linear(graph, x, add_matrix(graph, w.name, [w])) for w in weights)
+    y = linear(graph, x, add_matrix(graph, name, weights))
+    sizes = graph.constant(np.array([w.shape[0] for w in weights], np.int64), "sizes")
+    return graph.op("Split", (y, sizes), outputs=len(weights), attributes={"axis": -1})
+
+
+def embedding(graph: Graph, ids: Value, matrix: Matrix) -> Value:
+    """ids: (B, T) int64 -> (B, T, K), rows of the (N, K) matrix."""
+    if matrix.layout is None:
+        (x,) = graph.op("Gather", (matrix.q.value, ids))
+        return x
+    rows, width = matrix.shape
+    layout = matrix.layout
+    packed = graph.share(matrix.q, (rows, width * layout.bits // 8), np.uint8)
+    assert matrix.scale is not None  # noqa: S101  blocks have scales
+    (x,) = graph.op(
+        "GatherBlockQuantized",
+        (packed, ids, matrix.scale.value, _zero_points(graph, matrix.shape, layout)),
+        domain=MICROSOFT,
+        attributes={"bits": layout.bits, "block_size": layout.block_size, "quantize_axis": 1},
+    )
+    if matrix.offset is None:
+        return x
+    return _add_block_offsets(graph, x, ids, matrix.offset.value, layout)
+
+
+def _zero_points(graph: Graph, shape: tuple[int, int], layout: BlockLayout) -> Value:
+    """The middle of the range for every block, spelled out: what it is by default varies by EP."""
+    rows, k_blocks = shape[0], shape[1] // layout.block_size
+    width = -(-k_blocks * layout.bits // 8)
+    middle = 0x88 if layout.bits == 4 else 0x80
+    row = np.full((1, width), middle, np.uint8)
+    tensor = Tensor(_UINT8, (rows, width))
+    payload = Payload((tensor,), lambda: (row for _ in range(rows)))
+    return graph.external("zero_points", payload)[0].value
+
+
+def _add_block_offsets(
+    graph: Graph, x: Value, ids: Value, offset: Value, layout: BlockLayout
+) -> Value:
+    """x: (B, T, K), offset: (k_blocks, V) times block_size -> x + offset of each row's blocks."""
+    (columns,) = graph.op("Gather", (offset, ids), attributes={"axis": 1})  # (k_blocks, B, T)
+    (per_block,) = graph.op("Transpose", (columns,), attributes={"perm": (1, 2, 0)})
+    size = graph.constant(np.array(layout.block_size, np.float32), "block_size")
+    (per_block,) = graph.op("Div", (per_block, size))  # (B, T, k_blocks)
+    axes = graph.constant(np.array([3], np.int64), "axes")
+    (per_block,) = graph.op("Unsqueeze", (per_block, axes))  # (B, T, k_blocks, 1)
+    blocked = graph.constant(np.array([0, 0, -1, layout.block_size], np.int64), "shape")
+    (split,) = graph.op("Reshape", (x, blocked))  # (B, T, k_blocks, block_size)
+    (total,) = graph.op("Add", (split, per_block))
+    flat = graph.constant(np.array([0, 0, -1], np.int64), "shape")
+    return graph.op("Reshape", (total, flat))[0]  # (B, T, K)
+
+
+def add_rms_norm(
+    graph: Graph, x: Value, update: Value | None, weight: Weight, epsilon: float
+) -> tuple[Value, Value]:
+    """x, update: (B, T, E) -> rms_norm(x + update), x + update; with no update, of x alone."""
+    gamma = graph.constant(weight.dense(), weight.name)
+    if update is None:
+        attributes = {"axis": -1, "epsilon": epsilon, "stash_type": 1}
+        (normed,) = graph.op("SimplifiedLayerNormalization", (x, gamma), attributes=attributes)
+        return normed, x
+    name = f"{weight.name}.output"
+    normed, total = graph.op(
+        "SkipSimplifiedLayerNormalization",
+        (x, update, gamma),
+        outputs=(name, None, None, f"{name}.sum"),
+        domain=MICROSOFT,
+        attributes={"epsilon": epsilon},
+    )
+    return normed, total
+
+
+def swiglu(graph: Graph, gate: Value, up: Value) -> Value:
+    """gate, up: (B, T, F) -> silu(gate) * up."""
+    (sigmoid,) = graph.op("Sigmoid", (gate,))
+    (activated,) = graph.op("Mul", (gate, sigmoid))
+    return graph.op("Mul", (activated, up))[0]
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionInputs:
+    """What every attention layer of one model shares.
+
+    sequence_lengths: (B,) int32, last position of each row; total: scalar int32, S;
+    cos, sin: (max positions, D/2) float32.
+    """
+
+    sequence_lengths: Value
+    total: Value
+    cos: Value
+    sin: Value
+    n_heads: int
+    n_kv_heads: int
+    head_size: int
+
+
+def attention_lengths(graph: Graph, attention_mask: Value) -> tuple[Value, Value]:
+    """attention_mask: (B, S) int64 -> last position of each row (B,) int32, S as int32."""
+    to_int32 = {"to": int(TensorProto.INT32)}
+    axes = graph.constant(np.array([1], np.int64), "axes")
+    (counts,) = graph.op("ReduceSum", (attention_mask, axes), attributes={"keepdims": 0})
+    (last,) = graph.op("Sub", (counts, graph.constant(np.array([1], np.int64), "one")))
+    (last,) = graph.op("Cast", (last,), attributes=to_int32)
+    (total,) = graph.op("Shape", (attention_mask,), attributes={"start": 1, "end": 2})
+    (total,) = graph.op("Squeeze", (total,))
+    (total,) = graph.op("Cast", (total,), attributes=to_int32)
+    return last, total
+
+
+def rotary_tables(
+    graph: Graph, frequencies: NDArray[np.float64], positions: int
+) -> tuple[Value, Value]:
+    """frequencies: (D/2,) -> cos and sin, each (positions, D/2)."""
+    shape = (positions, len(frequencies))
+
+    def add(name: str, which: int) -> Value:
+        payload = Payload(
+            (Tensor(_FLOAT32, shape),), lambda: _table_slices(frequencies, shape, which)
+        )
+        return graph.external(name, payload)[0].value
+
+    return add("cos", 0), add("sin", 1)
+
+
+def _table_slices(
+    frequencies: NDArray[np.float64], shape: tuple[int, int], which: int
+) -> Iterator[NDArray[np.generic]]:
+    step = 8192
+    for start in range(0, shape[0], step):
+        yield rope.cos_sin(frequencies, start, min(start + step, shape[0]))[which]
+
+
+def attention(
+    graph: Graph, x: Value, qkv: Sequence[Weight], layer: int, shared: AttentionInputs
+) -> Value:
+    """x: (B, T, E) -> (B, T, H*D): grouped-query attention with rotary position embedding.
+
+    The cache of layer `i` enters as `past_key_values.i.{key,value}` (B, G, S_past, D) and leaves as
+    `present.i.{key,value}` (B, G, S, D); a caller may bind both to one buffer.
+    """
+    name = f"layer.{layer}.qkv"
+    if same_layout(qkv):  # the operator takes q, k and v in one tensor
+        query: tuple[Value | None, ...] = (
+            linear(graph, x, add_matrix(graph, name, qkv)),
+            None,
+            None,
+        )
+    else:
+        query = projections(graph, x, qkv, name)
+    cache = ("batch_size", shared.n_kv_heads, "past_sequence_length", shared.head_size)
+    grown = ("batch_size", shared.n_kv_heads, "total_sequence_length", shared.head_size)
+    past = [
+        graph.input(f"past_key_values.{layer}.{part}", np.float32, cache)
+        for part in ("key", "value")
+    ]
+    names = ("", f"present.{layer}.key", f"present.{layer}.value")
+    output, *present = graph.op(
+        "GroupQueryAttention",
+        (*query, *past, shared.sequence_lengths, shared.total, shared.cos, shared.sin),
+        outputs=(f"layer.{layer}.attention", *names[1:]),
+        domain=MICROSOFT,
+        attributes={"num_heads": shared.n_heads, "kv_num_heads": shared.n_kv_heads, "do_rotary": 1},
+    )
+    for value in present:
+        graph.output(value, np.float32, grown)
+    return output
+
+
+def last_positions(graph: Graph, x: Value) -> Value:
+    """x: (B, T, E) -> (B, logits_to_keep, E), all of T where nobody feeds `logits_to_keep`."""
+    everything = np.array([np.iinfo(np.int64).max], np.int64)
+    keep = graph.optional_input("logits_to_keep", everything)
+    (start,) = graph.op("Neg", (keep,))
+    end = graph.constant(everything, "end")
+    axes = graph.constant(np.array([1], np.int64), "axes")
+    return graph.op("Slice", (x, start, end, axes))[0]

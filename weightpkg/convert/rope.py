@@ -1,0 +1,58 @@
+"""Rotary position embedding: the tables of cosines and sines, the same bits on every machine.
+
+RoFormer, https://arxiv.org/abs/2104.09864, section 3.4. The libraries' cos, sin and pow differ in
+the last place between processors and systems, and a conversion must not: the frequencies are
+computed in decimal, and the tables by a fixed sequence of float64 additions and multiplications,
+which IEEE 754 defines to the bit.
+"""
+
+from __future__ import annotations
+
+from decimal import Context, Decimal
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_DECIMAL = Context(prec=40)
+
+# pi/2 in three parts of at most 33 bits, so that multiples of the first two are exact
+# (Cody and Waite, "Software Manual for the Elementary Functions", 1980).
+_HALF_PI = (1.5707963267341256, 6.077100506303966e-11, 2.0222662487959506e-21)
+_SIN = (1.0, -1 / 6, 1 / 120, -1 / 5040, 1 / 362880, -1 / 39916800, 1 / 6227020800)
+_COS = (1.0, -1 / 2, 1 / 24, -1 / 720, 1 / 40320, -1 / 3628800, 1 / 479001600, -1 / 87178291200)
+
+
+def inverse_frequencies(theta: float, size: int) -> NDArray[np.float64]:
+    """Return theta ** (-2 i / size) for i in 0 .. size/2, correctly rounded: (size/2,) float64."""
+    base = _DECIMAL.ln(Decimal(theta))
+    powers = [
+        _DECIMAL.exp(_DECIMAL.divide(base * (-2 * i), Decimal(size))) for i in range(size // 2)
+    ]
+    return np.array([float(power) for power in powers], np.float64)
+
+
+def cos_sin(
+    frequencies: NDArray[np.float64], start: int, stop: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return cos and sin of position * frequency, each (stop - start, D/2) float32."""
+    angle = np.arange(start, stop, dtype=np.float64)[:, None] * frequencies
+    quarter = np.floor(angle * (2 / np.pi) + 0.5)
+    rest = angle
+    for part in _HALF_PI:
+        rest = rest - quarter * part
+    square = rest * rest
+    sine, cosine = rest * _polynomial(_SIN, square), _polynomial(_COS, square)
+    turn = quarter.astype(np.int64) & 3
+    cos = np.choose(turn, (cosine, -sine, -cosine, sine))
+    sin = np.choose(turn, (sine, cosine, -sine, -cosine))
+    return cos.astype(np.float32), sin.astype(np.float32)
+
+
+def _polynomial(coefficients: tuple[float, ...], x: NDArray[np.float64]) -> NDArray[np.float64]:
+    total = np.full_like(x, coefficients[-1])
+    for coefficient in reversed(coefficients[:-1]):
+        total = total * x + coefficient
+    return total

@@ -1,0 +1,237 @@
+"""GGUF metadata to the tokenizer files that Hugging Face's `tokenizers` reads.
+
+A GGUF names its pre-tokenizer (`tokenizer.ggml.pre`) and leaves its meaning to llama.cpp; the table
+below spells each out as the model's own tokenizer.json does. One that is not in the table is
+refused: a tokenizer that is nearly right makes a model quietly worse.
+
+Names and behaviour: https://github.com/ggml-org/llama.cpp/blob/b6700/src/llama-vocab.cpp
+File format: https://github.com/huggingface/tokenizers/tree/v0.22.0/tokenizers/src
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+from weightpkg.errors import GGUFError, UnsupportedFormatError
+
+if TYPE_CHECKING:
+    from weightpkg.formats.gguf import GGUFFile
+
+Json = Mapping[str, object]
+
+
+class TokenType(IntEnum):
+    """`tokenizer.ggml.token_type`."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+def _byte_level(*, use_regex: bool) -> Json:
+    return {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": use_regex,
+    }
+
+
+def _split(pattern: str) -> Json:
+    regex = {"Regex": pattern}
+    return {"type": "Split", "pattern": regex, "behavior": "Isolated", "invert": False}
+
+
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+PRE_TOKENIZERS: dict[str, Sequence[Json]] = {
+    "gpt-2": (_byte_level(use_regex=True),),
+    "llama-bpe": (_split(_LLAMA3), _byte_level(use_regex=False)),
+    "smollm": ({"type": "Digits", "individual_digits": True}, _byte_level(use_regex=True)),
+}
+
+# llama.cpp takes a token that is in the vocabulary whole, without merging, for these.
+_IGNORE_MERGES = {"llama-bpe"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tokenizer:
+    """What a model needs to turn text into ids and back."""
+
+    tokens: Sequence[str]
+    token_types: Sequence[int]
+    merges: Sequence[str]
+    pre: str
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int | None
+    unk_token_id: int | None
+    add_bos_token: bool
+    chat_template: str | None
+
+    def tokenizer_json(self) -> bytes:
+        """Return the content of `tokenizer.json`."""
+        document = {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": self._added_tokens(),
+            "normalizer": None,
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": PRE_TOKENIZERS[self.pre]},
+            "post_processor": self._post_processor(),
+            "decoder": _byte_level(use_regex=True),
+            "model": {
+                "type": "BPE",
+                "dropout": None,
+                "unk_token": None,
+                "continuing_subword_prefix": None,
+                "end_of_word_suffix": None,
+                "fuse_unk": False,
+                "byte_fallback": False,
+                "ignore_merges": self.pre in _IGNORE_MERGES,
+                "vocab": {token: i for i, token in enumerate(self.tokens)},
+                "merges": self.merges,
+            },
+        }
+        return _json(document)
+
+    def tokenizer_config_json(self) -> bytes:
+        """Return the content of `tokenizer_config.json`."""
+        document: dict[str, object] = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+            "add_bos_token": self.add_bos_token,
+            "bos_token": self._token(self.bos_token_id),
+            "eos_token": self._token(self.eos_token_ids[0] if self.eos_token_ids else None),
+            "unk_token": self._token(self.unk_token_id),
+            "pad_token": self._token(self.pad_token_id),
+        }
+        if self.chat_template is not None:
+            document["chat_template"] = self.chat_template
+        return _json(document)
+
+    def _token(self, token_id: int | None) -> str | None:
+        return None if token_id is None else self.tokens[token_id]
+
+    def _added_tokens(self) -> list[Json]:
+        special = {TokenType.CONTROL: True, TokenType.UNKNOWN: True, TokenType.USER_DEFINED: False}
+        return [
+            {
+                "id": i,
+                "content": token,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": special[TokenType(kind)],
+            }
+            for i, (token, kind) in enumerate(zip(self.tokens, self.token_types, strict=True))
+            if kind in special
+        ]
+
+    def _post_processor(self) -> Json:
+        byte_level = _byte_level(use_regex=True)
+        if not self.add_bos_token or self.bos_token_id is None:
+            return byte_level
+        bos = self.tokens[self.bos_token_id]
+        first: Json = {"SpecialToken": {"id": bos, "type_id": 0}}
+        template = {
+            "type": "TemplateProcessing",
+            "single": [first, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [
+                first,
+                {"Sequence": {"id": "A", "type_id": 0}},
+                first,
+                {"Sequence": {"id": "B", "type_id": 1}},
+            ],
+            "special_tokens": {bos: {"id": bos, "ids": [self.bos_token_id], "tokens": [bos]}},
+        }
+        return {"type": "Sequence", "processors": [byte_level, template]}
+
+
+def _json(document: Json) -> bytes:
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def read_gguf(file: GGUFFile, vocab_size: int) -> Tokenizer:
+    """Read the tokenizer out of a GGUF file's metadata.
+
+    Args:
+        file: an open file.
+        vocab_size: rows of the embedding; no token id may reach it.
+
+    Raises:
+        GGUFError: a key is missing, of the wrong type, or points outside the vocabulary.
+        UnsupportedFormatError: a kind of tokenizer, or a pre-tokenizer, that is not known.
+    """
+    kind = file.get("tokenizer.ggml.model", str)
+    if kind != "gpt2":
+        raise UnsupportedFormatError(f"`{file.name}`: tokenizer `{kind}` is not converted yet")
+    pre = file.get("tokenizer.ggml.pre", str, "gpt-2")
+    if pre not in PRE_TOKENIZERS:
+        raise UnsupportedFormatError(
+            f"`{file.name}`: pre-tokenizer `{pre}` is not known",
+            hint=f"those that are: {', '.join(sorted(PRE_TOKENIZERS))}",
+        )
+    tokens = file.array("tokenizer.ggml.tokens", str)
+    types = file.array("tokenizer.ggml.token_type", int, len(tokens) * [int(TokenType.NORMAL)])
+    _check_vocabulary(file, tokens, types, vocab_size)
+
+    def token_id(name: str) -> int | None:
+        key = f"tokenizer.ggml.{name}_token_id"
+        return _checked_id(file, key, len(tokens)) if key in file.metadata else None
+
+    ends = [token_id(name) for name in ("eos", "eot", "eom")]
+    return Tokenizer(
+        tokens=tokens,
+        token_types=types,
+        merges=_merges(file, set(tokens)),
+        pre=pre,
+        bos_token_id=token_id("bos"),
+        eos_token_ids=tuple(dict.fromkeys(end for end in ends if end is not None)),
+        pad_token_id=token_id("padding"),
+        unk_token_id=token_id("unknown"),
+        add_bos_token=file.get("tokenizer.ggml.add_bos_token", bool, pre == "llama-bpe"),
+        chat_template=file.get("tokenizer.chat_template", str, "") or None,
+    )
+
+
+def _check_vocabulary(
+    file: GGUFFile, tokens: Sequence[str], types: Sequence[int], vocab_size: int
+) -> None:
+    key = "metadata key `tokenizer.ggml.tokens`"
+    if not 0 < len(tokens) <= vocab_size:
+        raise GGUFError(file.name, key, f"{len(tokens)} tokens for {vocab_size} embeddings")
+    if len(set(tokens)) != len(tokens):
+        raise GGUFError(file.name, key, "the same token twice")
+    if len(types) != len(tokens) or not set(types) <= set(TokenType):
+        key = "metadata key `tokenizer.ggml.token_type`"
+        raise GGUFError(file.name, key, "not a type from 1 to 6 for each token")
+
+
+def _checked_id(file: GGUFFile, key: str, count: int) -> int:
+    value = file.get(key, int)
+    if not 0 <= value < count:
+        raise GGUFError(file.name, f"metadata key `{key}`", f"{value} is not one of {count} tokens")
+    return value
+
+
+def _merges(file: GGUFFile, tokens: set[str]) -> Sequence[str]:
+    """Return the merges, each checked to join two tokens into a third."""
+    merges = file.array("tokenizer.ggml.merges", str)
+    for i, merge in enumerate(merges):
+        left, space, right = merge.partition(" ")
+        if not space or left not in tokens or right not in tokens or left + right not in tokens:
+            place = f"metadata key `tokenizer.ggml.merges`, item {i}"
+            raise GGUFError(file.name, place, f"{merge!r} does not join two tokens into a third")
+    return merges

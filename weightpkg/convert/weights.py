@@ -1,0 +1,179 @@
+"""The tensors of a model by canonical (Hugging Face) name, read a slice of rows at a time.
+
+`Weights` hands out each tensor once it has checked its shape, and remembers what was used: a
+tensor that nobody asked for is as much an error as one that is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from weightpkg.errors import TensorMismatchError, UnsupportedQuantizationError
+from weightpkg.formats import ggml
+from weightpkg.tensor import Blocks, Layout
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from weightpkg.formats.gguf import GGUFFile, GGUFTensor
+
+Rows = Callable[[int, int], "Blocks | NDArray[np.float32]"]
+
+# A slice is at most this many weights: large enough for NumPy to be fast, small enough that
+# memory does not grow with the model.
+_SLICE_WEIGHTS = 2 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """One tensor: its canonical name, shape, layout, and a function that reads rows of it.
+
+    shape: (N, K) or (N,); `rows(start, stop)` gives rows of the first axis, as `Blocks` for a
+    block layout and as (stop - start, K) or (stop - start,) float32 for a dense one. Both ends
+    must be multiples of `row_step`.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    layout: Layout
+    rows: Rows
+    row_step: int = 1
+
+    def dense(self) -> NDArray[np.float32]:
+        """Read the whole of a small dense tensor.
+
+        Raises:
+            TensorMismatchError: it is stored in blocks.
+        """
+        values = self.rows(0, self.shape[0])
+        if isinstance(values, Blocks):
+            raise TensorMismatchError(
+                f"tensor `{self.name}` is quantised where only a dense one makes sense"
+            )
+        return values
+
+    def slices(self) -> Iterator[Blocks | NDArray[np.float32]]:
+        """Read all rows, a bounded number at a time."""
+        row_weights = int(np.prod(self.shape[1:], dtype=np.int64))
+        count = max(1, _SLICE_WEIGHTS // max(1, row_weights))
+        step = max(1, count // self.row_step) * self.row_step
+        for start in range(0, self.shape[0], step):
+            yield self.rows(start, min(start + step, self.shape[0]))
+
+
+class Weights:
+    """The tensors of one model file."""
+
+    def __init__(self, source: str, tensors: Iterable[Weight]) -> None:
+        self.source = source
+        self._tensors = {weight.name: weight for weight in tensors}
+        self._used: set[str] = set()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def take(self, name: str, shape: tuple[int, ...]) -> Weight:
+        """Return a tensor that must be there and have this shape.
+
+        Raises:
+            TensorMismatchError: it is missing or has another shape.
+        """
+        weight = self._tensors.get(name)
+        if weight is None:
+            raise TensorMismatchError(f"`{self.source}`: tensor `{name}` is missing")
+        if weight.shape != shape:
+            raise TensorMismatchError(
+                f"`{self.source}`: tensor `{name}` has shape {weight.shape}, not {shape}"
+            )
+        self._used.add(name)
+        return weight
+
+    def finish(self) -> None:
+        """Refuse tensors that nobody took.
+
+        Raises:
+            TensorMismatchError: names them.
+        """
+        left = sorted(self._tensors.keys() - self._used)
+        if left:
+            names = ", ".join(f"`{name}`" for name in left[:5])
+            more = f" and {len(left) - 5} more" if len(left) > 5 else ""
+            raise TensorMismatchError(
+                f"`{self.source}`: the architecture has no use for {names}{more}",
+                hint="the file may be of a variation of the architecture that is not supported",
+            )
+
+
+def read_gguf(file: GGUFFile, names: Mapping[str, str]) -> Weights:
+    """Return a GGUF file's tensors under their canonical names.
+
+    Args:
+        file: an open file.
+        names: GGUF name to canonical name; a tensor without an entry keeps its own, so that it
+            is reported as left over.
+
+    Raises:
+        UnsupportedQuantizationError: a tensor has a block type that is not converted.
+    """
+    tensors = file.tensors.values()
+    return Weights(file.name, [_gguf_weight(file, t, names.get(t.name, t.name)) for t in tensors])
+
+
+def _gguf_weight(file: GGUFFile, tensor: GGUFTensor, name: str) -> Weight:
+    layout = tensor.type.layout
+    if layout is None:
+        raise UnsupportedQuantizationError(
+            f"`{file.name}`: tensor `{tensor.name}` has type {tensor.type.name}, "
+            "which is not converted yet",
+            hint=f"types that are: {', '.join(ggml.convertible_types())}",
+        )
+
+    def rows(start: int, stop: int) -> Blocks | NDArray[np.float32]:
+        values = ggml.decode_rows(tensor.type, file.rows(tensor, start, stop))
+        file.release(tensor, start, stop)
+        return values
+
+    if len(tensor.shape) == 1:
+        return Weight(name, tensor.shape, layout, lambda start, stop: _vector(rows, start, stop))
+    return Weight(name, tensor.shape, layout, rows)
+
+
+def _vector(rows: Rows, start: int, stop: int) -> Blocks | NDArray[np.float32]:
+    values = rows(0, 1)
+    return values if isinstance(values, Blocks) else values[0, start:stop]
+
+
+def reorder_rows(
+    weight: Weight, group: int, order: Callable[[NDArray[np.generic]], NDArray[np.generic]]
+) -> Weight:
+    """Return the weight with the rows of each `group` of rows in another order.
+
+    Args:
+        weight: (N, ...), with N a multiple of `group`.
+        group: how many rows are reordered among themselves.
+        order: takes (n_groups, group, ...), returns the same shape reordered along the second axis.
+    """
+
+    def rows(start: int, stop: int) -> Blocks | NDArray[np.float32]:
+        values = weight.rows(start, stop)
+        if not isinstance(values, Blocks):
+            return apply(values).astype(np.float32, copy=False)
+        offset = None if values.offset is None else apply(values.offset).astype(np.float32)
+        q = apply(values.q).astype(np.uint8, copy=False)
+        scale = apply(values.scale).astype(np.float32, copy=False)
+        return Blocks(values.layout, q, scale, offset)
+
+    def apply(values: NDArray[np.generic]) -> NDArray[np.generic]:
+        grouped = values.reshape(-1, group, *values.shape[1:])
+        return order(grouped).reshape(values.shape)
+
+    return replace(weight, rows=rows, row_step=group)
+
+
+def same_layout(weights: Iterable[Weight]) -> bool:
+    """Whether the weights can be one matrix, row upon row."""
+    return len({(weight.layout, weight.shape[1:]) for weight in weights}) == 1
