@@ -169,9 +169,10 @@ def _zero_points(graph: Graph, shape: tuple[int, int], layout: BlockLayout) -> V
     rows, k_blocks = shape[0], shape[1] // layout.block_size
     width = -(-k_blocks * layout.bits // 8)
     middle = 0x88 if layout.bits == 4 else 0x80
-    row = np.full((1, width), middle, np.uint8)
+    some = np.full((min(rows, 4096), width), middle, np.uint8)
+    starts = range(0, rows, len(some))
     tensor = Tensor(_UINT8, (rows, width))
-    payload = Payload((tensor,), lambda: (row for _ in range(rows)))
+    payload = Payload((tensor,), lambda: (some[: rows - start] for start in starts))
     return graph.external("zero_points", payload)[0].value
 
 

@@ -1,0 +1,216 @@
+"""Tiny model files, built in memory or written with the reference implementation.
+
+`gguf_*` functions make the pieces of a GGUF file by hand, so that a test can break any of them;
+`tiny_llama` writes a complete random model as llama.cpp's converter would.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import gguf
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+GGUFValue = str | int | float | bool | list[str] | list[int] | list[float] | list[bool]
+
+UINT8, UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY = 0, 4, 5, 6, 7, 8, 9
+F32, Q4_0, Q8_0, I8 = 0, 2, 8, 24
+
+
+@dataclass(frozen=True, slots=True)
+class TensorBytes:
+    """A tensor for `gguf_bytes`. shape: in the file's order, the row's length first."""
+
+    name: str
+    shape: tuple[int, ...]
+    type_id: int
+    content: bytes
+
+
+def gguf_header(n_tensors: int, n_metadata: int, *, version: int = 3) -> bytes:
+    return b"GGUF" + struct.pack("<IQQ", version, n_tensors, n_metadata)
+
+
+def gguf_string(text: str | bytes) -> bytes:
+    content = text.encode() if isinstance(text, str) else text
+    return struct.pack("<Q", len(content)) + content
+
+
+def gguf_pair(key: str | bytes, type_id: int, value: bytes) -> bytes:
+    """One metadata key, its value as bytes."""
+    return gguf_string(key) + struct.pack("<I", type_id) + value
+
+
+def gguf_array(element_type: int, count: int, elements: bytes) -> bytes:
+    return struct.pack("<IQ", element_type, count) + elements
+
+
+def gguf_tensor(
+    name: str | bytes, shape: Sequence[int], type_id: int = F32, offset: int = 0
+) -> bytes:
+    """One tensor's place in the header; shape in the file's order, the row's length first."""
+    dims = struct.pack(f"<I{len(shape)}q", len(shape), *shape)
+    return gguf_string(name) + dims + struct.pack("<IQ", type_id, offset)
+
+
+def padded(content: bytes, alignment: int = 32) -> bytes:
+    return content + bytes(-len(content) % alignment)
+
+
+def gguf_bytes(
+    metadata: Mapping[str, GGUFValue] | None = None,
+    tensors: Sequence[TensorBytes] = (),
+    *,
+    alignment: int = 32,
+) -> bytes:
+    """A valid file. An int becomes a uint32, a float a float32, as most metadata has them."""
+    pairs = [gguf_pair(key, *_value(value)) for key, value in (metadata or {}).items()]
+    content = gguf_header(len(tensors), len(pairs)) + b"".join(pairs)
+    data = b""
+    for tensor in tensors:
+        content += gguf_tensor(tensor.name, tensor.shape, tensor.type_id, len(data))
+        data += padded(tensor.content, alignment)
+    return padded(content, alignment) + data if tensors else content
+
+
+def _value(value: GGUFValue) -> tuple[int, bytes]:
+    if isinstance(value, list):
+        elements = [_value(element) for element in value]
+        kind = elements[0][0] if elements else UINT8
+        return ARRAY, gguf_array(kind, len(elements), b"".join(content for _, content in elements))
+    if isinstance(value, str):
+        return STRING, gguf_string(value)
+    if isinstance(value, bool):
+        return BOOL, struct.pack("<?", value)
+    if isinstance(value, int):
+        return UINT32, struct.pack("<I", value)
+    return FLOAT32, struct.pack("<f", value)
+
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content']"
+    " + '<|im_end|>' + '\\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+_MERGES = """
+Ġ t, h e, i n, r e, o n, Ġ a, Ġt he, e r, a t, o r, e n, Ġ s, i s, Ġ w, Ġ o, a n, Ġ c, o u, i t,
+e s, Ġ b, e d, in g, Ġ f, Ġ p, Ġ m, a l, Ġa n, Ġan d, a r, Ġ d, l e, i on, Ġt o, Ġ in, l l, Ġo f,
+t h, Ġ h, u s, s k, sk y, b l
+"""
+MERGES = [merge.strip() for merge in _MERGES.split(",")]
+
+
+def byte_alphabet() -> list[str]:
+    """GPT-2's character for each byte: itself where it can be printed, else from 256 upwards."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+
+
+def tiny_vocabulary() -> list[str]:
+    """Special tokens, the byte alphabet, and what the merges make: 302 tokens."""
+    return [*SPECIAL_TOKENS, *byte_alphabet(), *(merge.replace(" ", "") for merge in MERGES)]
+
+
+HIDDEN_SIZE, INTERMEDIATE_SIZE, LAYERS, HEADS, KV_HEADS, HEAD_SIZE = 64, 96, 2, 4, 2, 16
+
+
+def tiny_llama(
+    path: Path,
+    *,
+    weights: str = "Q4_1",
+    embedding: str = "Q8_0",
+    output: str = "Q8_0",
+    tied: bool = True,
+    seed: int = 0,
+    context_length: int = 128,
+) -> Path:
+    """Write a complete random Llama of some 80,000 weights; the same bytes for the same seed.
+
+    Args:
+        path: where to; returned.
+        weights: the type of the layers' matrices, as `gguf.GGMLQuantizationType` calls it.
+        embedding: the type of the embedding.
+        output: the type of the head, where it has weights of its own.
+        tied: whether the head uses the embedding's weights.
+        seed: of the random numbers.
+        context_length: how many positions the model has.
+    """
+    writer = gguf.GGUFWriter(path, "llama")
+    _add_sizes(writer, context_length)
+    _add_tokenizer(writer)
+    random = np.random.default_rng(seed)
+    for name, shape, type_name in _tiny_tensors(weights, embedding, None if tied else output):
+        mean, spread = (1.0, 0.1) if len(shape) == 1 else (0.0, shape[1] ** -0.5)
+        values = random.normal(mean, spread, shape).astype(np.float32)
+        kind = gguf.GGMLQuantizationType[type_name]
+        stored: NDArray[np.generic] = gguf.quants.quantize(values, kind)
+        writer.add_tensor(name, stored, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _add_sizes(writer: gguf.GGUFWriter, context_length: int) -> None:
+    writer.add_type("model")
+    writer.add_name("Tiny Llama")
+    writer.add_block_count(LAYERS)
+    writer.add_context_length(context_length)
+    writer.add_embedding_length(HIDDEN_SIZE)
+    writer.add_feed_forward_length(INTERMEDIATE_SIZE)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(len(tiny_vocabulary()))
+    writer.add_rope_dimension_count(HEAD_SIZE)
+    writer.add_quantization_version(2)
+
+
+def _add_tokenizer(writer: gguf.GGUFWriter) -> None:
+    normal, control = gguf.TokenType.NORMAL, gguf.TokenType.CONTROL
+    tokens = tiny_vocabulary()
+    writer.add_add_space_prefix(False)
+    writer.add_add_bos_token(False)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(tokens)
+    writer.add_token_types([control if token in SPECIAL_TOKENS else normal for token in tokens])
+    writer.add_token_merges(MERGES)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    writer.add_pad_token_id(2)
+    writer.add_chat_template(CHAT_TEMPLATE)
+
+
+def _tiny_tensors(
+    weights: str, embedding: str, output: str | None
+) -> Iterator[tuple[str, tuple[int, ...], str]]:
+    """Name, shape (out, in) and type of each tensor, in the order of llama.cpp's converter."""
+    vocabulary, width, inner = len(tiny_vocabulary()), HIDDEN_SIZE, INTERMEDIATE_SIZE
+    queries, keys = HEADS * HEAD_SIZE, KV_HEADS * HEAD_SIZE
+    yield "token_embd.weight", (vocabulary, width), embedding
+    for i in range(LAYERS):
+        yield f"blk.{i}.attn_norm.weight", (width,), "F32"
+        yield f"blk.{i}.ffn_down.weight", (width, inner), weights
+        yield f"blk.{i}.ffn_gate.weight", (inner, width), weights
+        yield f"blk.{i}.ffn_up.weight", (inner, width), weights
+        yield f"blk.{i}.ffn_norm.weight", (width,), "F32"
+        yield f"blk.{i}.attn_k.weight", (keys, width), weights
+        yield f"blk.{i}.attn_output.weight", (width, queries), weights
+        yield f"blk.{i}.attn_q.weight", (queries, width), weights
+        yield f"blk.{i}.attn_v.weight", (keys, width), weights
+    yield "output_norm.weight", (width,), "F32"
+    if output is not None:
+        yield "output.weight", (vocabulary, width), output
