@@ -52,7 +52,14 @@ class Conversion:
         return sum(file.size for file in self.files)
 
 
-def convert(source: Path, digest: Digest, directory: Path, progress: Progress) -> Conversion:
+def convert(
+    source: Path,
+    digest: Digest,
+    directory: Path,
+    progress: Progress,
+    *,
+    name: str | None = None,
+) -> Conversion:
     """Convert a GGUF file.
 
     Args:
@@ -60,29 +67,30 @@ def convert(source: Path, digest: Digest, directory: Path, progress: Progress) -
         digest: its SHA-256, for the manifest; not checked here.
         directory: an empty directory; on an error, what was written is left to the caller.
         progress: told of the bytes of weights as they are written.
+        name: what to call the file, if not by its path, as a blob's path tells nobody anything.
 
     Raises:
         GGUFError: the file is malformed.
         ConvertError: the file is well-formed and not one that can be converted.
     """
-    with GGUFFile.open(source) as file:
-        name = file.get("general.architecture", str)
-        module = ARCHITECTURES.get(name)
+    with GGUFFile.open(source, name=name) as file:
+        kind = file.get("general.architecture", str)
+        module = ARCHITECTURES.get(kind)
         if module is None:
             raise UnsupportedArchitectureError(
-                f"`{file.name}`: architecture `{name}` is not converted yet",
+                f"`{file.name}`: architecture `{kind}` is not converted yet",
                 hint=f"those that are: {', '.join(sorted(ARCHITECTURES))}",
             )
         architecture = cast(
             "Architecture", importlib.import_module(f"weightpkg.convert.archs.{module}")
         )
-        files = _convert(file, name, architecture, digest, ModelDirectory(directory), progress)
-        return Conversion(name, source.stat().st_size, files)
+        files = _convert(file, kind, architecture, digest, ModelDirectory(directory), progress)
+        return Conversion(kind, source.stat().st_size, files)
 
 
 def _convert(
     file: GGUFFile,
-    name: str,
+    kind: str,
     architecture: Architecture,
     digest: Digest,
     output: ModelDirectory,
@@ -91,7 +99,7 @@ def _convert(
     config = architecture.Config.from_gguf(file)
     words = tokenizer.read_gguf(file, config.vocab_size)
     weights = read_gguf(file, architecture.gguf_names(config))
-    graph = Graph(name)
+    graph = Graph(kind)
     architecture.build(graph, weights, config)
     weights.finish()
 
@@ -104,5 +112,5 @@ def _convert(
     output.write("tokenizer.json", words.tokenizer_json())
     output.write("tokenizer_config.json", words.tokenizer_config_json())
     output.write("genai_config.json", genai_config(config, words))
-    source = {"format": "gguf", "sha256": digest.hex, "architecture": name}
+    source = {"format": "gguf", "sha256": digest.hex, "architecture": kind}
     return output.finish({"converter-version": CONVERTER_VERSION, "sources": [source]})

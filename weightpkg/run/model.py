@@ -71,11 +71,15 @@ class Model:
         """
         start = time.perf_counter()
         config = ModelConfig.read(directory)
-        with ThreadPoolExecutor(1) as pool:  # onnxruntime loads without Python's lock
-            session = pool.submit(Session, directory, config, threads=threads)
-            self._template = _read_template(directory)
-            self._tokenizer = _read_tokenizer(directory)
-            self.session = session.result()
+        self._template = _read_template(directory)
+        try:
+            with ThreadPoolExecutor(1) as pool:  # onnxruntime loads without Python's lock
+                session = pool.submit(Session, directory, config, threads=threads)
+                self._tokenizer = _read_tokenizer(directory)
+                self.session = session.result()
+        except RunError:
+            self.close()
+            raise
         self.load_s = time.perf_counter() - start
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from weightpkg.errors import RunError
 
@@ -23,6 +24,21 @@ if TYPE_CHECKING:
 # Prompts enter in pieces of this many tokens: enough for full speed, and memory stays bounded.
 _CHUNK = 512
 _FIRST_CAPACITY = 512
+
+# onnxruntime's exceptions have no base of their own
+_ORT_ERRORS = (
+    ort_errors.EPFail,
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NoModel,
+    ort_errors.NoSuchFile,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+    RuntimeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,7 +136,7 @@ class Session:
         self._binding.bind_ortvalue_input("attention_mask", _ort(np.ones((1, total), np.int64)))
         try:
             self._session.run_with_iobinding(self._binding)
-        except RuntimeError as error:  # every error of onnxruntime is one
+        except _ORT_ERRORS as error:
             raise RunError(f"the model failed after {total:,} tokens: {error}") from error
         self.tokens.extend(tokens)
 
@@ -152,7 +168,7 @@ def _load(path: Path, provider: str, threads: int) -> ort.InferenceSession:
     options.intra_op_num_threads = threads
     try:
         return ort.InferenceSession(str(path.resolve()), options, providers=[provider])
-    except (RuntimeError, ValueError) as error:  # every error of onnxruntime is one of these
+    except _ORT_ERRORS as error:
         raise RunError(
             f"onnxruntime cannot load `{path}`: {error}",
             hint="`weightpkg verify` tells whether the model is damaged",
