@@ -11,14 +11,13 @@ import re
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import Protocol
 
-from weightpkg.digest import Digest, Fingerprint
+from weightpkg.digest import Fingerprint
 from weightpkg.errors import FetchError, IntegrityError, SizeMismatchError, StoreError
 from weightpkg.package import File, HttpsSource, Parts, Source
 from weightpkg.progress import Advance, Progress
 from weightpkg.sources import Stream
+from weightpkg.store import BlobWriter, Store
 
 OpenSource = Callable[[Source], AbstractContextManager[Stream]]
 """Opens a source of any kind; `FetchError` where it cannot be had."""
@@ -26,41 +25,8 @@ OpenSource = Callable[[Source], AbstractContextManager[Stream]]
 _NO_ROOM = "free some space, or set WEIGHTPKG_HOME to a larger disk"
 
 
-class Writer(Protocol):
-    """A blob in the making."""
-
-    @property
-    def size(self) -> int:
-        """Bytes written so far."""
-
-    def write(self, piece: bytes) -> None:
-        """Add the next bytes."""
-
-    def commit(
-        self, expected: Digest, *, size: int | None, blake3: Digest | None, where: str
-    ) -> Fingerprint:
-        """Keep the blob if it is what was expected; else an `IntegrityError` that says `where`."""
-
-
-class BlobStore(Protocol):
-    """What fetching needs of the store."""
-
-    @property
-    def root(self) -> Path:
-        """The store's directory."""
-
-    def fingerprint(self, digest: Digest) -> Fingerprint | None:
-        """Return what is known of a blob, None if it is not there."""
-
-    def lock(self, digest: Digest) -> AbstractContextManager[None]:
-        """Be the only process that fetches this blob."""
-
-    def new_blob(self) -> AbstractContextManager[Writer]:
-        """Begin a blob; what is not committed leaves nothing."""
-
-
 def fetch_file(
-    file: File, open_source: OpenSource, store: BlobStore, progress: Progress
+    file: File, open_source: OpenSource, store: Store, progress: Progress
 ) -> Fingerprint:
     """Have the file's bytes in the store, from the first source that delivers them.
 
@@ -91,10 +57,10 @@ def fetch_file(
 
 
 def _fetch_parts(
-    file: File, parts: Parts, open_source: OpenSource, store: BlobStore, progress: Progress
+    file: File, parts: Parts, open_source: OpenSource, store: Store, progress: Progress
 ) -> Fingerprint:
     where = " + ".join(_shown(source) for source in parts)
-    room = shutil.disk_usage(store.root).free
+    room = shutil.disk_usage(store.temporary).free
     if (file.size or 0) > room:
         raise StoreError(
             f"`{file.path}` has {file.size:,} bytes, and {room:,} are free in `{store.root}`",
@@ -108,7 +74,7 @@ def _fetch_parts(
 
 
 def _copy(
-    stream: Stream, blob: Writer, advance: Advance, *, size: int | None, room: int, where: str
+    stream: Stream, blob: BlobWriter, advance: Advance, *, size: int | None, room: int, where: str
 ) -> None:
     """Write a stream's pieces, and stop where they pass what was promised or what there is room for."""
     end = None if stream.size is None else blob.size + stream.size
