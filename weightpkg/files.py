@@ -135,6 +135,25 @@ def publish_directory(new: Path, path: Path) -> None:
         sync_directory(path.parent)
 
 
+@contextmanager
+def new_directory(path: Path, *, temporary: Path | None = None) -> Iterator[Path]:
+    """Enter an empty directory that becomes `path` when nothing was raised, and else vanishes.
+
+    Args:
+        path: its name to be.
+        temporary: where it is until then, on the same disk; beside `path` if not given.
+    """
+    parent = make_directory(temporary or path.absolute().parent)
+    with (
+        mapped(path),
+        tempfile.TemporaryDirectory(dir=parent, ignore_cleanup_errors=True) as name,
+    ):
+        new = Path(name) / "new"
+        new.mkdir()
+        yield new
+        publish_directory(new, path)
+
+
 def remove(path: Path, *, trash: Path) -> int:
     """Remove a file or a directory, if it is there; return the bytes that this freed.
 

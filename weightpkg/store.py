@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -210,15 +209,8 @@ class Store:
     @contextmanager
     def new_model(self, key: str) -> Iterator[Path]:
         """Enter an empty directory, which becomes the model when nothing was raised."""
-        path = self.model_path(key)
-        with (
-            files.mapped(path),
-            tempfile.TemporaryDirectory(dir=self.temporary, ignore_cleanup_errors=True) as name,
-        ):
-            new = Path(name) / "model"
-            new.mkdir()
+        with files.new_directory(self.model_path(key), temporary=self.temporary) as new:
             yield new
-            files.publish_directory(new, path)
 
     def record(self, installed: Installed) -> None:
         """Write that something is installed; all that it points at must be there."""
@@ -290,6 +282,14 @@ def uninstall(store: Store, installed: Installed) -> int:
             path = store.blob_path(file.sha256)
             freed += store.remove(path) + store.remove(path.with_name(path.name + ".chunks"))
     return freed
+
+
+def disk_usage(store: Store, installed: Installed) -> int:
+    """Bytes that an installed variant takes, with what it shares with others."""
+    paths = [store.blob_path(file.sha256) for file in installed.files]
+    if installed.conversion:
+        paths.append(store.model_path(installed.conversion))
+    return sum(files.tree_size(path) for path in paths)
 
 
 def _dump_fingerprint(fingerprint: Fingerprint) -> bytes:

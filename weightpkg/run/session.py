@@ -96,6 +96,7 @@ class Session:
         self.config = config
         self.tokens: list[int] = []
         self.provider = "CPUExecutionProvider"
+        self.reason = "the one provider that this version uses"
         self._session = _load(directory / "model.onnx", self.provider, threads)
         self._names = [f"{i}.{part}" for i in range(config.n_layers) for part in ("key", "value")]
         self._cache: list[NDArray[np.float32]] = []

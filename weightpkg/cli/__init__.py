@@ -1,0 +1,105 @@
+"""The command line: a table of commands, each imported when it is used, and the end of errors.
+
+Data goes to stdout, everything else to stderr. A `WeightpkgError` becomes two lines and its exit
+code here and nowhere else; any other exception is a bug and shows its traceback.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import NoReturn
+
+import click
+
+from weightpkg import __version__
+from weightpkg.errors import WeightpkgError
+
+EXIT_INTERRUPTED = 130
+
+
+class Commands(click.Group):
+    """A group whose commands are imported only when they are used, and still listed."""
+
+    def __init__(
+        self, *args: object, table: dict[str, tuple[str, str]], **settings: object
+    ) -> None:
+        """Take click's own parameters, and the table.
+
+        Args:
+            args: click's.
+            table: name to (module of this package, one line of help).
+            settings: click's.
+        """
+        super().__init__(*args, **settings)  # type: ignore[arg-type]  click checks them
+        self._table = table
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
+        """Return the names, in the table's order."""
+        return list(self._table)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  click's signature
+        """Import a command."""
+        if cmd_name not in self._table:
+            return None
+        module = importlib.import_module(f"weightpkg.cli.{self._table[cmd_name][0]}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  click's signature
+        """List the commands from the table, without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, help_) for name, (_, help_) in self._table.items()])
+
+
+TABLE = {
+    "run": ("run", "Run a model: answer a prompt, or chat."),
+    "install": ("install", "Fetch, verify, store and convert models."),
+    "uninstall": ("uninstall", "Remove installed models."),
+    "list": ("list", "List installed models."),
+    "search": ("search", "Search the index."),
+    "show": ("show", "Show what the index says of a model."),
+    "verify": ("verify", "Hash everything installed again, offline."),
+    "convert": ("convert", "Convert a model file that no index names."),
+    "cache": ("cache", "The store: where it is, and what takes the space."),
+    "index": ("index", "Work on an index."),
+    "completion": ("completion", "Print a shell's completion script."),
+}
+
+
+@click.command(cls=Commands, table=TABLE, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="weightpkg")
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing but results and errors.")
+@click.pass_context
+def cli(ctx: click.Context, quiet: bool) -> None:
+    """Weightpkg is the package manager for open model weights."""
+    ctx.obj = quiet
+
+
+def main() -> NoReturn:
+    """Run the command line of this process."""
+    try:
+        sys.exit(_exit_code())
+    except BrokenPipeError:
+        # the reader of our output has gone: nothing is left to say, also not at interpreter exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _exit_code() -> int:
+    try:
+        code = cli.main(standalone_mode=False)
+        sys.stdout.flush()
+    except WeightpkgError as error:
+        click.echo(f"error: {error.message}", err=True)
+        if error.hint:
+            click.echo(f"hint: {error.hint}", err=True)
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        return EXIT_INTERRUPTED
+    return code if isinstance(code, int) else 0

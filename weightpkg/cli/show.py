@@ -1,0 +1,100 @@
+"""`weightpkg show`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import click
+
+from weightpkg.cli.console import format_size, print_json
+from weightpkg.package import Model, Release, Variant
+from weightpkg.requirement import Requirement
+from weightpkg.resolve import resolve
+from weightpkg.settings import Settings
+from weightpkg.store import Installed
+
+
+@click.command("show")
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(name: str, as_json: bool) -> None:
+    """Show what the index says of a model, and what of it is installed."""
+    settings = Settings.from_environment()
+    model = resolve(Requirement.parse(name), settings.index()).model
+    records = [r for r in settings.store().installed() if r.name == model.normalized_name]
+    if as_json:
+        print_json(_as_json(model, records))
+    else:
+        click.echo("\n".join(_lines(model, records)))
+
+
+def _lines(model: Model, records: list[Installed]) -> Iterator[str]:
+    yield f"{model.name}: {model.summary}"
+    facts = {
+        "task": model.task,
+        "architecture": model.architecture,
+        "parameters": f"{model.parameters:,}" if model.parameters else None,
+        "context": f"{model.context_length:,} tokens" if model.context_length else None,
+        "licence": " ".join(filter(None, (model.license, model.license_url))),
+        "homepage": model.homepage,
+        "tags": ", ".join(model.tags),
+        "installed": ", ".join(map(str, records)) or "nothing",
+    }
+    yield from (f"  {key + ':':14}{fact}" for key, fact in facts.items() if fact)
+    for release in model.releases:
+        yank = f", yanked: {release.yanked}" if release.yanked else ""
+        yield f"release {release.version} ({release.date}): {release.changes}{yank}"
+        for variant in release.variants:
+            yield from _variant_lines(model, variant)
+
+
+def _variant_lines(model: Model, variant: Variant) -> Iterator[str]:
+    default = ", the default" if variant.name == model.default_variant else ""
+    kind = " ".join(filter(None, (variant.format, variant.quantization)))
+    yield f"  {model.name}-{variant.name}: {kind}, {format_size(variant.size)}{default}"
+    for file in variant.files:
+        yield f"    {file.path}  {format_size(file.size)}  {file.sha256}"
+        for parts in file.sources:
+            yield from (f"      {source.text}" for source in parts)
+
+
+def _as_json(model: Model, records: list[Installed]) -> dict[str, object]:
+    return {
+        "name": model.name,
+        "summary": model.summary,
+        "task": model.task,
+        "architecture": model.architecture,
+        "parameters": model.parameters,
+        "context-length": model.context_length,
+        "license": model.license,
+        "license-url": model.license_url,
+        "homepage": model.homepage,
+        "tags": model.tags,
+        "default-variant": model.default_variant,
+        "installed": [f"{r.full_name}=={r.version}" for r in records],
+        "releases": [_release_json(release) for release in model.releases],
+    }
+
+
+def _release_json(release: Release) -> dict[str, object]:
+    return {
+        "version": str(release.version),
+        "date": release.date.isoformat(),
+        "changes": release.changes,
+        "yanked": release.yanked,
+        "variants": {variant.name: _variant_json(variant) for variant in release.variants},
+    }
+
+
+def _variant_json(variant: Variant) -> dict[str, object]:
+    files = [
+        {
+            "path": str(file.path),
+            "size": file.size,
+            "sha256": file.sha256.hex,
+            "blake3": file.blake3.hex if file.blake3 else None,
+            "sources": [[source.text for source in parts] for parts in file.sources],
+        }
+        for file in variant.files
+    ]
+    return {"format": variant.format, "quantization": variant.quantization, "files": files}
