@@ -19,56 +19,44 @@ from weightpkg.errors import WeightpkgError
 EXIT_INTERRUPTED = 130
 
 
+TABLE = {
+    "run": "Run a model: answer a prompt, or chat.",
+    "install": "Fetch, verify, store and convert models.",
+    "uninstall": "Remove installed models.",
+    "list": "List installed models.",
+    "search": "Search the index.",
+    "show": "Show what the index says of a model.",
+    "verify": "Hash everything installed again, offline.",
+    "convert": "Convert a model file that no index names.",
+    "cache": "The store: where it is, and what takes the space.",
+    "index": "Work on an index.",
+    "completion": "Print a shell's completion script.",
+}
+"""Each command is `command` in the module of its name."""
+
+
 class Commands(click.Group):
-    """A group whose commands are imported only when they are used, and still listed."""
-
-    def __init__(
-        self, *args: object, table: dict[str, tuple[str, str]], **settings: object
-    ) -> None:
-        """Take click's own parameters, and the table.
-
-        Args:
-            args: click's.
-            table: name to (module of this package, one line of help).
-            settings: click's.
-        """
-        super().__init__(*args, **settings)  # type: ignore[arg-type]  click checks them
-        self._table = table
+    """The table as a group: a command is imported only when it is used, and listed without."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
         """Return the names, in the table's order."""
-        return list(self._table)
+        return list(TABLE)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  click's signature
         """Import a command."""
-        if cmd_name not in self._table:
+        if cmd_name not in TABLE:
             return None
-        module = importlib.import_module(f"weightpkg.cli.{self._table[cmd_name][0]}")
+        module = importlib.import_module(f"weightpkg.cli.{cmd_name}")
         command: click.Command = module.command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  click's signature
-        """List the commands from the table, without importing them."""
+        """List the commands without importing them."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, help_) for name, (_, help_) in self._table.items()])
+            formatter.write_dl(list(TABLE.items()))
 
 
-TABLE = {
-    "run": ("run", "Run a model: answer a prompt, or chat."),
-    "install": ("install", "Fetch, verify, store and convert models."),
-    "uninstall": ("uninstall", "Remove installed models."),
-    "list": ("list", "List installed models."),
-    "search": ("search", "Search the index."),
-    "show": ("show", "Show what the index says of a model."),
-    "verify": ("verify", "Hash everything installed again, offline."),
-    "convert": ("convert", "Convert a model file that no index names."),
-    "cache": ("cache", "The store: where it is, and what takes the space."),
-    "index": ("index", "Work on an index."),
-    "completion": ("completion", "Print a shell's completion script."),
-}
-
-
-@click.command(cls=Commands, table=TABLE, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="weightpkg")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but results and errors.")
 @click.pass_context

@@ -23,19 +23,9 @@ def make_progress(*, quiet: bool) -> Progress:
 class Lines:
     """A line at the end of each task, for logs."""
 
-    @contextmanager
-    def task(self, description: str, total: int | None) -> Iterator[Advance]:  # noqa: ARG002  lines show what came
+    def task(self, description: str, total: int | None) -> AbstractContextManager[Advance]:  # noqa: ARG002  a line shows what came
         """Say what was done when it is done."""
-        done = 0
-
-        def advance(size: int) -> None:
-            nonlocal done
-            done += size
-
-        start = time.perf_counter()
-        yield advance
-        seconds = time.perf_counter() - start
-        click.echo(f"{description}: {format_size(done)} in {seconds:.1f} s", err=True)
+        return _line(description)
 
     def note(self, message: str) -> None:
         """Say it."""
@@ -48,6 +38,20 @@ class Bars(Lines):
     def task(self, description: str, total: int | None) -> AbstractContextManager[Advance]:
         """Show a bar until it is done."""
         return _bar(description, total)
+
+
+@contextmanager
+def _line(description: str) -> Iterator[Advance]:
+    done = 0
+
+    def advance(size: int) -> None:
+        nonlocal done
+        done += size
+
+    start = time.perf_counter()
+    yield advance
+    seconds = time.perf_counter() - start
+    click.echo(f"{description}: {format_size(done)} in {seconds:.1f} s", err=True)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
@@ -11,28 +10,11 @@ import click
 from weightpkg.api import load
 from weightpkg.cli.chat import chat
 from weightpkg.cli.console import make_progress, print_json
+from weightpkg.run.sampling import Sampling
 
 if TYPE_CHECKING:
     from weightpkg.run.model import Model, Stream
-    from weightpkg.run.sampling import Sampling
     from weightpkg.run.template import Message
-
-Command = Callable[..., None]
-
-
-def _sampling_options(command: Command) -> Command:
-    for option in (
-        click.option("--seed", type=click.IntRange(0), help="Draw the same tokens each time."),
-        click.option("--repeat-penalty", type=float, help="Above 1: repeat less. [1.0]"),
-        click.option(
-            "--min-p", type=float, help="Least share of the best one's likelihood. [0.05]"
-        ),
-        click.option("--top-k", type=int, help="Only that many tokens; 0 for all. [40]"),
-        click.option("--top-p", type=float, help="Only tokens that make up that much. [0.95]"),
-        click.option("--temperature", type=float, help="0 for the most likely token. [0.0]"),
-    ):
-        command = option(command)
-    return command
 
 
 @click.command("run")
@@ -40,7 +22,12 @@ def _sampling_options(command: Command) -> Command:
 @click.argument("prompt", required=False)
 @click.option("--system", help="The system message.")
 @click.option("--max-tokens", type=click.IntRange(1), default=1024, show_default=True)
-@_sampling_options
+@click.option("--temperature", default=0.0, show_default=True, help="0: the most likely token.")
+@click.option("--top-p", default=0.95, show_default=True, help="Only tokens that make up this.")
+@click.option("--top-k", default=40, show_default=True, help="Only this many tokens; 0 for all.")
+@click.option("--min-p", default=0.05, show_default=True, help="Least share of the best's chance.")
+@click.option("--repeat-penalty", default=1.0, show_default=True, help="Above 1: repeat less.")
+@click.option("--seed", type=click.IntRange(0), help="Draw the same tokens each time.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without a template.")
 @click.option("--threads", type=click.IntRange(0), default=0, help="0 for each physical core.")
 @click.option("--no-install", is_flag=True, help="Fail if the model is not installed.")
@@ -49,16 +36,22 @@ def _sampling_options(command: Command) -> Command:
 @click.pass_obj
 def command(
     quiet: bool,
+    /,
     name: str,
     prompt: str | None,
     system: str | None,
     max_tokens: int,
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    min_p: float,
+    repeat_penalty: float,
+    seed: int | None,
     raw: bool,
     threads: int,
     no_install: bool,
     as_json: bool,
     verbose: bool,
-    **sampling: float | None,
 ) -> None:
     """Run a model: answer PROMPT, or chat.
 
@@ -67,27 +60,27 @@ def command(
     """
     is_chat = prompt is None and sys.stdin.isatty()
     text = prompt if prompt is not None or is_chat else sys.stdin.read()
-    chosen = _sampling(sampling)
+    try:
+        sampling = Sampling(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repeat_penalty=repeat_penalty,
+            seed=seed,
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
     progress = make_progress(quiet=quiet)
     with load(name, allow_install=not no_install, threads=threads, progress=progress) as model:
         if text is None:
-            chat(model, system=system, max_tokens=max_tokens, sampling=chosen)
+            chat(model, system=system, max_tokens=max_tokens, sampling=sampling)
             return
         request: str | list[Message] = text if raw else [*_system(system), _user(text)]
-        stream = model.stream(request, max_tokens=max_tokens, sampling=chosen)
+        stream = model.stream(request, max_tokens=max_tokens, sampling=sampling)
         _print_answer(stream, as_json=as_json)
         if verbose:
             click.echo("\n".join(_figures(model, stream)), err=True)
-
-
-def _sampling(given: dict[str, float | None]) -> Sampling:
-    """Take what was given on the command line, and the defaults for the rest."""
-    from weightpkg.run.sampling import Sampling
-
-    try:
-        return Sampling(**{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]  click made them
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
 
 
 def _system(text: str | None) -> list[Message]:
