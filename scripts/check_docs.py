@@ -19,7 +19,9 @@ def broken_links(page: Path) -> list[str]:
 def main() -> int:
     """Print what is wrong; return the exit code."""
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-    faults = [f"{p.relative_to(ROOT)}: no such file: {link}" for p in pages for link in broken_links(p)]
+    faults = [
+        f"{p.relative_to(ROOT)}: no such file: {link}" for p in pages for link in broken_links(p)
+    ]
     print("\n".join(faults) or f"{len(pages)} pages, every relative link leads somewhere")
     return 1 if faults else 0
 

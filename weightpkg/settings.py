@@ -22,7 +22,7 @@ from weightpkg.store import Store
 VARIABLES = {
     "WEIGHTPKG_HOME": "where models are kept, in place of the system's directory for user data",
     "WEIGHTPKG_INDEX": "a directory to use as the index, in place of the one that is built in",
-    "NO_COLOR": "no colours and no moving bars, if set",
+    "NO_COLOR": "no colours, if set",
     "PIP_*, pip.conf": "pip's own configuration: where `pypi:` sources are fetched from",
     "HTTPS_PROXY, NO_PROXY, REQUESTS_CA_BUNDLE": "how servers are reached, as requests has it",
 }
