@@ -19,7 +19,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -46,7 +46,7 @@ class Initializers:
         self._protos = {proto.name: proto for proto in model.graph.initializer}
         self._data = np.memmap(directory / "model.onnx.data", np.uint8, "r")
 
-    def __getitem__(self, name: str) -> NDArray[np.generic]:
+    def __getitem__(self, name: str) -> NDArray[Any]:
         proto = self._protos[name]
         if not proto.external_data:
             return onnx.numpy_helper.to_array(proto)
@@ -111,7 +111,7 @@ def weight_errors(source: Path, directory: Path) -> Iterator[tuple[bool, float]]
     reader = gguf.GGUFReader(source)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     counts = {
-        kind: int(reader.get_field(f"llama.attention.{key}").contents())
+        kind: int(reader.fields[f"llama.attention.{key}"].contents())
         for kind, key in (("attn_q", "head_count"), ("attn_k", "head_count_kv"))
     }
     for node in found.nodes:

@@ -54,7 +54,7 @@ def measure(feed: Feed, reset: Callable[[], object]) -> Figures:
 
 def weightpkg(_: Path, directory: Path, threads: int) -> Callable[[], Figures]:
     """Our own runner."""
-    from weightpkg.run.session import ModelConfig, Session
+    from weightpkg.run.session import ModelConfig, Session  # noqa: PLC0415  each engine in its own process
 
     session = Session(directory, ModelConfig.read(directory), threads=threads)
     return lambda: measure(session.forward, lambda: session.rewind(0))
@@ -62,7 +62,7 @@ def weightpkg(_: Path, directory: Path, threads: int) -> Callable[[], Figures]:
 
 def llama_cpp(source: Path, _: Path, threads: int) -> Callable[[], Figures]:
     """llama.cpp with the source."""
-    import llama_cpp as engine
+    import llama_cpp as engine  # noqa: PLC0415  each engine in its own process
 
     model = engine.Llama(
         str(source),
@@ -77,7 +77,7 @@ def llama_cpp(source: Path, _: Path, threads: int) -> Callable[[], Figures]:
 
 def onnxruntime_genai(_: Path, directory: Path, threads: int) -> Callable[[], Figures]:
     """onnxruntime-genai with the same directory."""
-    import onnxruntime_genai as engine
+    import onnxruntime_genai as engine  # noqa: PLC0415  each engine in its own process
 
     config = engine.Config(str(directory))
     config.overlay(

@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,9 @@ class Run:
 
 def run(command: Sequence[str]) -> Run:
     """Run a command to its end; its peak memory is the operating system's own count.
+
+    Linux counts the memory that this process has when it starts the other one, so a caller must be
+    small: what measures imports no NumPy.
 
     Raises:
         RuntimeError: it failed.
@@ -47,6 +51,6 @@ def alternate(commands: Sequence[Sequence[str]], runs: int) -> list[list[Run]]:
     return [list(column) for column in zip(*rounds, strict=True)]
 
 
-def median(runs: Sequence[Run], figure: str) -> float:
+def median(runs: Sequence[Run], figure: Literal["wall_s", "peak_bytes", "first_output_s"]) -> float:
     """The median of one figure."""
-    return statistics.median(getattr(each, figure) for each in runs)
+    return float(statistics.median(getattr(each, figure) for each in runs))

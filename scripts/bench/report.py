@@ -6,7 +6,7 @@ import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import weightpkg
+from weightpkg.api import ensure
 from weightpkg.settings import Settings
 
 MODEL = "smollm2-135m-q4"
@@ -55,7 +55,7 @@ def model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def installed_model() -> tuple[Path, Path]:
     """Return the GGUF file and the model directory of the benchmark's model, installing it."""
-    weightpkg.load(MODEL).close()
+    directory = ensure(MODEL)
     store = Settings.from_environment().store()
     (record,) = [record for record in store.installed() if record.full_name == MODEL]
-    return store.blob_path(record.files[0].sha256), weightpkg.path(MODEL)
+    return store.blob_path(record.files[0].sha256), directory
