@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING
 import gguf
 import numpy as np
 
+from weightpkg.formats import gguf as gguf_reader
+from weightpkg.formats.ggml import GGML_TYPES
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -70,7 +73,8 @@ def gguf_bytes(
     *,
     alignment: int = 32,
 ) -> bytes:
-    """A valid file. An int becomes a uint32, a float a float32, as most metadata has them."""
+    """A valid file. An int becomes a uint32, a float a float32, ints of an array int32s,
+    as most metadata has them."""
     pairs = [gguf_pair(key, *_value(value)) for key, value in (metadata or {}).items()]
     content = gguf_header(len(tensors), len(pairs)) + b"".join(pairs)
     data = b""
@@ -81,6 +85,8 @@ def gguf_bytes(
 
 
 def _value(value: GGUFValue) -> tuple[int, bytes]:
+    if isinstance(value, list) and value and type(value[0]) is int:
+        return ARRAY, gguf_array(INT32, len(value), struct.pack(f"<{len(value)}i", *value))
     if isinstance(value, list):
         elements = [_value(element) for element in value]
         kind = elements[0][0] if elements else UINT8
@@ -214,3 +220,28 @@ def _tiny_tensors(
     yield "output_norm.weight", (width,), "F32"
     if output is not None:
         yield "output.weight", (vocabulary, width), output
+
+
+def edit_gguf(
+    path: Path,
+    changes: Mapping[str, GGUFValue | None],
+    *,
+    drop: str = "",
+    add: Sequence[TensorBytes] = (),
+) -> Path:
+    """Rewrite a file with other metadata (None: without the key), and other tensors."""
+    with gguf_reader.GGUFFile.open(path) as file:
+        metadata = {k: v for k, v in {**file.metadata, **changes}.items() if v is not None}
+        type_ids = {kind.name: number for number, kind in GGML_TYPES.items()}
+        tensors = [
+            TensorBytes(
+                tensor.name,
+                tensor.shape[::-1],
+                type_ids[tensor.type.name],
+                file.rows(tensor, 0, tensor.size // tensor.row_bytes).tobytes(),
+            )
+            for tensor in file.tensors.values()
+            if tensor.name != drop
+        ]
+    path.write_bytes(gguf_bytes(metadata, [*tensors, *add]))
+    return path

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from blake3 import blake3
-from http_server import endless, redirect, serve
 
+from http_server import endless, redirect, serve
 from weightpkg.digest import Digest
 from weightpkg.errors import (
     DigestMismatchError,
@@ -71,9 +71,7 @@ def open_source(tmp_path: Path) -> Iterator[OpenSource]:
     settings = TransportSettings(timeout_s=10, retries=0)
     config = PipConfig(index_urls=(), transport=settings)
     with Transport(settings) as transport:
-        yield make_open_source(
-            config, transport, index_dir=tmp_path / "index", temp_dir=tmp_path
-        )
+        yield make_open_source(config, transport, index_dir=tmp_path / "index", temp_dir=tmp_path)
 
 
 def file(
@@ -105,9 +103,7 @@ def test_fetches_a_file_and_tells_every_step(
     assert told.notes == []
 
 
-def test_fetches_nothing_that_is_there(
-    site: Site, store: Store, open_source: OpenSource
-) -> None:
+def test_fetches_nothing_that_is_there(site: Site, store: Store, open_source: OpenSource) -> None:
     for _ in range(2):
         fetch_file(file(site.url + "/m"), open_source, store, Silence())
     assert site.paths() == ["/m"]
@@ -199,9 +195,7 @@ def test_stops_at_the_first_piece_too_many(
     assert left_behind(store) == []
 
 
-def test_fetches_a_file_of_unknown_size(
-    site: Site, store: Store, open_source: OpenSource
-) -> None:
+def test_fetches_a_file_of_unknown_size(site: Site, store: Store, open_source: OpenSource) -> None:
     found = fetch_file(file(site.url + "/m", size=None), open_source, store, Silence())
     assert found.size == len(CONTENT)
 

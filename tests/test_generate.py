@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from factories import tiny_llama
 from weightpkg.convert.pipeline import convert
 from weightpkg.digest import Digest

@@ -11,6 +11,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+
 from factories import (
     F32,
     I8,
@@ -22,7 +23,6 @@ from factories import (
     tiny_llama,
     tiny_vocabulary,
 )
-
 from weightpkg.errors import GGUFError
 from weightpkg.formats.ggml import GGML_TYPES
 from weightpkg.formats.gguf import GGUFFile

@@ -12,6 +12,7 @@ from typing import Any
 
 import gguf
 import pytest
+
 from factories import (
     ARRAY,
     BOOL,
@@ -27,7 +28,6 @@ from factories import (
     gguf_string,
 )
 from malformed import gguf as malformed
-
 from weightpkg.errors import GGUFError
 from weightpkg.formats.gguf_header import Header, read_header
 

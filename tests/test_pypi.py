@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from http_server import endless, redirect, serve
 from packaging.version import Version
 
+from http_server import endless, redirect, serve
 from weightpkg.errors import DigestMismatchError, FetchError, StoreError
 from weightpkg.package import PypiSource, parse_source
 from weightpkg.sources.pip_config import PipConfig, read_pip_config

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from weightpkg.errors import TemplateError
 from weightpkg.run import template as template_module
 from weightpkg.run.template import MAX_TEMPLATE_SIZE, ChatTemplate
@@ -35,7 +36,9 @@ def render() -> Iterator[Render]:
         pytest.param("{{ messages[0]['content'] }}", "hi", id="message"),
         pytest.param("{{ bos_token }}{{ messages[0].role }}", "<s>user", id="special-token"),
         pytest.param("{% if add_generation_prompt %}A:{% endif %}", "A:", id="generation-prompt"),
-        pytest.param("{% for m in messages %}\n  x\n{% endfor %}", "  x\n", id="blocks-are-trimmed"),
+        pytest.param(
+            "{% for m in messages %}\n  x\n{% endfor %}", "  x\n", id="blocks-are-trimmed"
+        ),
         pytest.param("{{ {'é': 1} | tojson }}", '{"é": 1}', id="tojson-keeps-characters"),
         pytest.param("{% generation %}a{% endgeneration %}", "a", id="generation-tag"),
         pytest.param("{% for i in [1, 2] %}{% break %}{% endfor %}b", "b", id="loop-controls"),
@@ -47,6 +50,7 @@ def test_renders_what_publishers_write(render: Render, source: str, expected: st
 
 
 ENDLESS = "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3
+
 
 @pytest.mark.parametrize(
     ("source", "reason"),

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from http_server import endless, endless_body, first_fails, redirect, serve
 
+from http_server import endless, endless_body, first_fails, redirect, serve
 from weightpkg.errors import FetchError
 from weightpkg.sources.transport import (
     Transport,

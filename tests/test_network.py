@@ -1,0 +1,82 @@
+"""The real thing: models from the Python package index, as a new user gets them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from golden_logits import WINDOW, load
+from weightpkg.api import path
+from weightpkg.progress import Silence
+from weightpkg.run.session import ModelConfig, Session
+from weightpkg.settings import Settings
+from weightpkg.verify import verify
+
+pytestmark = [pytest.mark.network, pytest.mark.timeout(900)]
+
+RUN = ("run", "smollm2-135m-q4", "Why is the sky blue?", "--max-tokens", "32")
+
+
+def command(
+    home: Path, *words: str, prefix: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line with a store of its own."""
+    environ = {**os.environ, "WEIGHTPKG_HOME": str(home)}
+    line = [*prefix, sys.executable, "-m", "weightpkg", *words]
+    return subprocess.run(line, env=environ, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with SmolLM2, installed by the README's command."""
+    directory = tmp_path_factory.mktemp("home")
+    done = command(directory, *RUN)
+    assert done.returncode == 0, done.stderr
+    assert "resolved smollm2-135m-q4 to smollm2-135m-q4 1.0.0" in done.stderr
+    assert "98.4 MB" in done.stderr
+    assert "converted" in done.stderr
+    assert "sky" in done.stdout
+    return directory
+
+
+def test_a_second_run_says_the_same_without_any_network(home: Path) -> None:
+    can_unshare = shutil.which("unshare") and os.geteuid() == 0
+    prefix = ("unshare", "--net") if can_unshare else ()
+    done = command(home, *RUN, prefix=prefix)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "sky" in done.stdout
+
+
+def test_the_real_model_says_what_llama_cpp_says(home: Path) -> None:
+    """The first window of the golden file; scripts/bench/fidelity.py measures all of it."""
+    directory = path("smollm2-135m-q4", settings=settings(home))
+    tokens, golden = load()
+    session = Session(directory, ModelConfig.read(directory))
+    ours = [int(session.forward([token]).argmax()) for token in tokens[:WINDOW]]
+    agreement = np.mean(np.array(ours) == golden.ids[:WINDOW, 0])
+    assert agreement >= 0.9
+
+
+def test_a_file_in_four_parts_is_one_verified_file(home: Path) -> None:
+    done = command(home, "install", "gemma3-270m-q4", "--no-convert")
+    assert done.returncode == 0, done.stderr
+    records = settings(home).store().installed()
+    assert [record.full_name for record in records] == ["gemma3-270m-q4", "smollm2-135m-q4"]
+    assert verify(settings(home).store(), Silence()) == []
+
+
+def test_a_model_of_many_files_and_one_of_a_platform_wheel_are_fetched(home: Path) -> None:
+    done = command(home, "install", "minilm-l6", "magika", "silero-vad", "--no-convert")
+    assert done.returncode == 0, done.stderr
+    assert len(settings(home).store().installed()) >= 3
+
+
+def settings(home: Path) -> Settings:
+    return Settings.from_environment({**os.environ, "WEIGHTPKG_HOME": str(home)})
