@@ -219,6 +219,8 @@ def test_onnxruntime_genai_loads_it_unchanged_and_says_the_same(convert_tiny: Co
         ("llama.attention.head_count_kv", 3, "not evenly divided"),
         ("llama.attention.layer_norm_rms_epsilon", float("nan"), "rms_norm_eps"),
         ("llama.rope.freq_base", 0.0, "rope_theta"),
+        ("llama.rope.dimension_count", 8, "size of a head"),
+        ("llama.attention.value_length", 32, "size of a head"),
     ],
 )
 def test_refuses_a_configuration_that_it_does_not_know(
@@ -281,6 +283,13 @@ def test_llama3_rope_factors_equal_exact_arithmetic(tmp_path: Path) -> None:
     factors = np.linspace(1, 8, HEAD_SIZE // 2, dtype=np.float32)
     tensor = TensorBytes("rope_freqs.weight", (HEAD_SIZE // 2,), 0, factors.tobytes())
     check_rope(edit_gguf(tiny_llama(tmp_path / "tiny.gguf", weights="F32"), {}, add=[tensor]))
+
+
+def test_refuses_rope_factors_that_are_not_positive(tmp_path: Path) -> None:
+    tensor = TensorBytes("rope_freqs.weight", (HEAD_SIZE // 2,), 0, bytes(2 * HEAD_SIZE))
+    source = edit_gguf(tiny_llama(tmp_path / "tiny.gguf"), {}, add=[tensor])
+    with pytest.raises(UnsupportedArchitectureError, match="rope_freqs"):
+        convert(source, DIGEST, tmp_path, Silence())
 
 
 def check_rope(source: Path) -> None:

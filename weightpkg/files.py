@@ -14,12 +14,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from weightpkg.errors import StoreError
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 _ELSEWHERE = "set WEIGHTPKG_HOME to a directory that you may write to"
 _ROOM = "`weightpkg cache size` shows what takes the space; WEIGHTPKG_HOME can be on another disk"
@@ -84,12 +81,7 @@ class NewFile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1

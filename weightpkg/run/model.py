@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from tokenizers import Tokenizer
@@ -77,7 +76,7 @@ class Model:
                 session = pool.submit(Session, directory, config, threads=threads)
                 self._tokenizer = _read_tokenizer(directory)
                 self.session = session.result()
-        except RunError:
+        except BaseException:
             self.close()
             raise
         self.load_s = time.perf_counter() - start
@@ -90,12 +89,7 @@ class Model:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def stream(

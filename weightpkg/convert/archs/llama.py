@@ -87,6 +87,11 @@ class Config:
             rope_factor=_linear_rope_factor(file),
         )
         config.check(file.name)
+        for key in ("rope.dimension_count", "attention.value_length"):
+            if file.get(f"llama.{key}", int, head_dim) != head_dim:
+                raise _unsupported(
+                    file.name, f"`llama.{key}` is not the size of a head, {head_dim}"
+                )
         return config
 
     def check(self, source: str) -> None:
@@ -193,6 +198,7 @@ def build(graph: Graph, weights: Weights, config: Config) -> None:
 
     Raises:
         TensorMismatchError: a tensor is missing or has another shape than the configuration says.
+        UnsupportedArchitectureError: the factors of the rotary frequencies are not positive.
     """
     vocabulary, width = config.vocab_size, config.hidden_size
     ids = graph.input("input_ids", np.int64, ("batch_size", "sequence_length"))
@@ -223,6 +229,8 @@ def _attention_inputs(
     frequencies = rope.inverse_frequencies(config.rope_theta, config.head_dim) / config.rope_factor
     if "rope_factors" in weights:  # llama3 scaling: a factor for each frequency
         factors = weights.take("rope_factors", (config.head_dim // 2,)).dense()
+        if not (np.isfinite(factors).all() and (factors > 0).all()):
+            raise _unsupported(weights.source, "a factor of `rope_freqs.weight` is not positive")
         frequencies = frequencies / factors.astype(np.float64)
     last, total = blocks.attention_lengths(graph, mask)
     cos, sin = blocks.rotary_tables(graph, frequencies, config.max_position_embeddings)
