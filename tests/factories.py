@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -245,3 +246,39 @@ def edit_gguf(
         ]
     path.write_bytes(gguf_bytes(metadata, [*tensors, *add]))
     return path
+
+
+def index_page(
+    name: str,
+    variants: Mapping[str, Sequence[Path]],
+    *,
+    architecture: str = "llama",
+    form: str = "gguf",
+) -> str:
+    """The page of a model whose files lie in the index's own directory."""
+    page = f"""schema = 1
+name = "{name}"
+summary = "A model for tests"
+task = "text-generation"
+architecture = "{architecture}"
+license = "MIT"
+tags = ["tests"]
+default-variant = "{next(iter(variants))}"
+
+[[releases]]
+version = "1.0"
+date = 2026-01-02
+changes = "first release"
+"""
+    for variant, paths in variants.items():
+        page += f'\n[releases.variants.{variant}]\nformat = "{form}"\n'
+        for path in paths:
+            content = path.read_bytes()
+            page += f"""
+[[releases.variants.{variant}.files]]
+path = "{path.name}"
+size = {len(content)}
+sha256 = "{hashlib.sha256(content).hexdigest()}"
+sources = ["file:{path.name}"]
+"""
+    return page

@@ -16,7 +16,7 @@ import hashlib
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,7 +108,7 @@ class BlobWriter:
             if wanted is not None and wanted != actual:
                 raise DigestMismatchError(where, expected=str(wanted), found=str(actual))
         path = self._store.blob_path(expected)
-        self._store.write(path.with_name(path.name + ".chunks"), _dump_fingerprint(found))
+        self._store.write(path.with_name(f"{path.name}.chunks"), _dump_fingerprint(found))
         self._new.publish(path)
         return found
 
@@ -170,18 +170,28 @@ class Store:
         return path if path.is_file() else None
 
     def fingerprint(self, digest: Digest) -> Fingerprint | None:
-        """What is known of a blob, None where there is none.
+        """What is known of a blob, None where there is none or its list of chunks is lost.
 
         Raises:
             StoreError: it cannot be read.
         """
-        path = self.blob(digest)
-        if path is None:
+        chunks = self._chunks_path(digest)
+        if self.blob(digest) is None or not chunks.is_file():
             return None
-        with suppress(FileNotFoundError, DocumentError), files.mapped(path):
-            content = path.with_name(path.name + ".chunks").read_bytes()
-            return _load_fingerprint(parse_document(content, source=path.name))
-        return None
+        with files.mapped(chunks):
+            content = chunks.read_bytes()
+        try:
+            return _load_fingerprint(parse_document(content, source=chunks.name))
+        except DocumentError:
+            return None  # damaged: the blob is made again
+
+    def _chunks_path(self, digest: Digest) -> Path:
+        path = self.blob_path(digest)
+        return path.with_name(f"{path.name}.chunks")
+
+    def remove_blob(self, digest: Digest) -> int:
+        """Remove a blob, if it is there; return the bytes freed."""
+        return self.remove(self.blob_path(digest)) + self.remove(self._chunks_path(digest))
 
     @contextmanager
     def lock(self, digest: Digest) -> Iterator[None]:
@@ -279,8 +289,7 @@ def uninstall(store: Store, installed: Installed) -> int:
         freed += store.remove(store.model_path(installed.conversion))
     for file in installed.files:
         if file.sha256 not in kept_blobs:
-            path = store.blob_path(file.sha256)
-            freed += store.remove(path) + store.remove(path.with_name(path.name + ".chunks"))
+            freed += store.remove_blob(file.sha256)
     return freed
 
 

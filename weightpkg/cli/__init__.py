@@ -77,7 +77,7 @@ def main() -> NoReturn:
 
 def _exit_code() -> int:
     try:
-        code = cli.main(standalone_mode=False)
+        code = cli.main(prog_name="weightpkg", standalone_mode=False)
         sys.stdout.flush()
     except WeightpkgError as error:
         click.echo(f"error: {error.message}", err=True)

@@ -1,0 +1,45 @@
+"""Fixtures for all tests: no network but loopback, no home but a temporary one."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from factories import index_page, tiny_llama
+from weightpkg.settings import Settings
+from weightpkg.store import Store
+
+
+@pytest.fixture(autouse=True)
+def offline(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nobody connect to anything but this machine, unless the test is marked `network`."""
+    if request.node.get_closest_marker("network"):
+        return
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: Any) -> None:
+        if self.family != socket.AF_UNIX and address[0] not in {"127.0.0.1", "::1", "localhost"}:
+            raise AssertionError(f"a test that is not marked `network` connects to {address}")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """A store, and an index that has `tiny` in variants `q4` and `q8`, as files of this machine."""
+    index = tmp_path / "index"
+    (index / "models").mkdir(parents=True)
+    q4 = tiny_llama(index / "tiny-q4.gguf", weights="Q4_1")
+    q8 = tiny_llama(index / "tiny-q8.gguf", weights="Q8_0")
+    (index / "models" / "tiny.toml").write_text(index_page("tiny", {"q4": [q4], "q8": [q8]}))
+    environ = {"WEIGHTPKG_HOME": str(tmp_path / "store"), "WEIGHTPKG_INDEX": str(index)}
+    return Settings.from_environment(environ)

@@ -1,0 +1,236 @@
+"""The command line as a user meets it: real processes, their output and their exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from factories import tiny_llama
+from weightpkg.settings import Settings
+
+Result = subprocess.CompletedProcess[str]
+Weightpkg = Callable[..., Result]
+
+
+@pytest.fixture
+def environ(settings: Settings, tmp_path: Path) -> dict[str, str]:
+    kept = {key: os.environ[key] for key in ("PATH", "VIRTUAL_ENV") if key in os.environ}
+    return {**kept, **settings.environ, "HOME": str(tmp_path / "home"), "COLUMNS": "100"}
+
+
+@pytest.fixture
+def weightpkg(environ: dict[str, str]) -> Weightpkg:
+    """Run the command line with the store and index of `settings`."""
+
+    def run(*words: str, stdin: str = "", **changes: str) -> Result:
+        return subprocess.run(
+            [sys.executable, "-m", "weightpkg", *words],
+            env={**environ, **changes},
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run
+
+
+def test_a_model_lives_and_goes(weightpkg: Weightpkg, settings: Settings) -> None:
+    installed = weightpkg("install", "tiny")
+    assert (installed.returncode, installed.stdout) == (0, "")
+    assert "tiny-q4 1.0 (MIT): fetch" in installed.stderr
+    assert "converted tiny-q4.gguf to ONNX in" in installed.stderr
+    (row,) = json.loads(weightpkg("list", "--json").stdout)
+    assert (row["name"], row["version"]) == ("tiny-q4", "1.0")
+    assert Path(row["path"]).is_dir()
+    assert "tiny-q4" in weightpkg("list").stdout
+    assert weightpkg("verify").returncode == 0
+    assert json.loads(weightpkg("cache", "size", "--json").stdout)["installed"]["tiny-q4 1.0"] > 0
+    assert "tiny-q4 1.0" in weightpkg("show", "tiny").stdout
+    assert "would uninstall" in weightpkg("uninstall", "tiny", "--dry-run").stderr
+    assert "freed" in weightpkg("uninstall", "tiny").stderr
+    assert json.loads(weightpkg("list", "--json").stdout) == []
+    assert list((settings.home / "models").iterdir()) == []
+
+
+def test_run_answers_a_prompt_or_standard_input_the_same_each_time(weightpkg: Weightpkg) -> None:
+    first = weightpkg("run", "tiny", "the sky", "--max-tokens", "8", "--raw")
+    assert first.returncode == 0, first.stderr
+    again = weightpkg("run", "tiny", "--max-tokens", "8", "--raw", stdin="the sky")
+    assert again.stdout == first.stdout != "\n"
+    assert again.stderr == ""  # installed by the first
+    answer = json.loads(weightpkg("run", "tiny", "Hi", "--max-tokens", "3", "--json").stdout)
+    assert len(answer["tokens"]) <= 3
+    figures = weightpkg("run", "tiny", "Hi", "--max-tokens", "3", "-v").stderr
+    for word in ("CPUExecutionProvider", "loaded in", "prefill", "decode"):
+        assert word in figures
+
+
+def test_install_can_be_looked_at_first(weightpkg: Weightpkg, settings: Settings) -> None:
+    dry = weightpkg("install", "tiny", "--dry-run", "--json")
+    (plan,) = json.loads(dry.stdout)
+    assert plan["name"] == "tiny-q4"
+    assert plan["fetch"][0]["path"] == "tiny-q4.gguf"
+    assert not settings.home.exists()
+
+
+def test_convert_makes_a_directory_and_never_replaces_one(
+    weightpkg: Weightpkg, tmp_path: Path
+) -> None:
+    source = tiny_llama(tmp_path / "model.gguf")
+    done = weightpkg("convert", str(source), "-o", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "model.onnx").is_file()
+    again = weightpkg("convert", str(source), "-o", str(tmp_path / "out"))
+    assert again.returncode == 6
+    assert "is there already" in again.stderr
+
+
+def test_a_file_that_is_no_model_leaves_no_directory(weightpkg: Weightpkg, tmp_path: Path) -> None:
+    source = tmp_path / "model.gguf"
+    source.write_bytes(b"<html>Please log in</html>")
+    done = weightpkg("convert", str(source), "-o", str(tmp_path / "out"))
+    assert done.returncode == 8
+    assert "web page" in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir() if path != source) == ["index"]
+
+
+MISTAKES = [
+    (["show", "tinny"], 4, ["no model is called `tinny`", "did you mean `tiny`"]),
+    (["install", "tiny-q9"], 4, ["no variant `q9`", "`tiny-q4`, `tiny-q8`"]),
+    (["install", "tiny==9"], 4, ["matches `==9`", "there is 1.0"]),
+    (["install", "../tiny"], 4, ["not a requirement"]),
+    (["run", "tiny", "Hi", "--no-install"], 4, ["not installed", "weightpkg install tiny-q4"]),
+    (["uninstall", "tiny"], 4, ["not installed"]),
+    (["run", "tiny", "Hi", "--temperature", "-1"], 2, ["temperature must be between"]),
+    (["install"], 2, ["Missing argument"]),
+    (["instal"], 2, ["No such command"]),
+]
+
+
+@pytest.mark.parametrize(("words", "code", "parts"), MISTAKES, ids=str)
+def test_a_mistake_gets_one_clear_answer(
+    weightpkg: Weightpkg, words: list[str], code: int, parts: list[str]
+) -> None:
+    done = weightpkg(*words)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert "Traceback" not in done.stderr
+    for part in parts:
+        assert part in done.stderr
+
+
+def test_a_broken_index_is_named(weightpkg: Weightpkg, settings: Settings) -> None:
+    page = settings.index_dir / "models" / "tiny.toml"
+    page.write_text(page.read_text().replace("size = ", "sizes = "))
+    done = weightpkg("install", "tiny")
+    assert done.returncode == 7
+    assert "`releases[0].variants.q4.files[0].sizes`" in done.stderr
+    lint = weightpkg("index", "lint", str(settings.index_dir))
+    assert lint.returncode == 7
+    assert "did you mean `size`?" in lint.stdout
+    page.write_text("schema = [")
+    assert weightpkg("search", "tiny").returncode == 7
+
+
+def test_a_store_that_cannot_be_written_is_named(weightpkg: Weightpkg, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = weightpkg("install", "tiny", WEIGHTPKG_HOME=str(tmp_path / "file" / "store"))
+    assert done.returncode == 6
+    assert "WEIGHTPKG_HOME" in done.stderr
+
+
+def test_damage_is_listed_with_what_to_do(weightpkg: Weightpkg, settings: Settings) -> None:
+    weightpkg("install", "tiny")
+    (path,) = settings.home.glob("models/*/tokenizer.json")
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[:-1])
+    done = weightpkg("verify")
+    assert done.returncode == 1
+    assert f"truncated: `{path}` (tiny-q4)" in done.stdout
+    assert "weightpkg install tiny-q4" in done.stderr
+    (problem,) = json.loads(weightpkg("verify", "--json").stdout)
+    assert problem["models"] == ["tiny-q4"]
+
+
+def test_reading_commands_have_json(weightpkg: Weightpkg) -> None:
+    assert json.loads(weightpkg("search", "tests", "--json").stdout)[0]["name"] == "tiny"
+    shown = json.loads(weightpkg("show", "tiny-q8", "--json").stdout)
+    assert shown["releases"][0]["variants"].keys() == {"q4", "q8"}
+    assert weightpkg("search", "nothing-like-this").returncode == 1
+
+
+def test_small_things(weightpkg: Weightpkg, settings: Settings) -> None:
+    assert weightpkg("--version").stdout.startswith("weightpkg, version ")
+    assert weightpkg("cache", "dir").stdout == f"{settings.home}\n"
+    assert "_WEIGHTPKG_COMPLETE" in weightpkg("completion", "bash").stdout
+    assert weightpkg("-q", "install", "tiny").stderr == ""
+    assert weightpkg("index", "lint", str(settings.index_dir)).returncode == 0
+
+
+def test_completion_offers_commands(weightpkg: Weightpkg) -> None:
+    done = weightpkg(
+        _WEIGHTPKG_COMPLETE="bash_complete", COMP_WORDS="weightpkg ins", COMP_CWORD="1"
+    )
+    assert "install" in done.stdout
+
+
+def test_a_reader_that_goes_away_is_no_error(environ: dict[str, str]) -> None:
+    line = f"{sys.executable} -m weightpkg show tiny | true"
+    done = subprocess.run(
+        ["/bin/sh", "-c", line], env=environ, capture_output=True, text=True, check=False
+    )
+    assert done.stderr == ""
+
+
+def converse(words: Sequence[str], environ: dict[str, str], lines: Sequence[bytes]) -> str:
+    """Run on a terminal; send each line when the prompt is there; return all that was shown."""
+    process, terminal = pty.fork()
+    if process == 0:
+        os.execve(sys.executable, [sys.executable, "-m", "weightpkg", *words], environ)  # noqa: S606  the child of a terminal
+    shown = b""
+    waiting = list(lines)
+    prompts = 0
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and select.select([terminal], [], [], 30)[0]:
+        try:
+            shown += os.read(terminal, 4096)
+        except OSError:
+            break
+        if waiting and shown.count(b"\n> ") + shown.startswith(b"> ") > prompts:
+            prompts += 1
+            os.write(terminal, waiting.pop(0) + b"\n")
+    os.close(terminal)
+    _, status = os.waitpid(process, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    return shown.decode(errors="replace")
+
+
+def test_a_terminal_without_a_prompt_is_a_chat(
+    weightpkg: Weightpkg, environ: dict[str, str]
+) -> None:
+    weightpkg("install", "tiny")
+    words = ["run", "tiny", "--max-tokens", "5"]
+    shown = converse(words, {**environ, "TERM": "dumb"}, [b"the sky", b"and then?", b"/exit"])
+    assert "Ctrl-C stops an answer" in shown
+    assert shown.count("> ") >= 3
+
+
+def test_ctrl_c_ends_a_command_with_130(environ: dict[str, str]) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "weightpkg", "run", "tiny", "--raw"],
+        env=environ, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    time.sleep(1.0)  # it waits for standard input, which nobody closes
+    process.send_signal(2)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors.strip() == "interrupted"

@@ -1,0 +1,126 @@
+"""Imports go one way: a module imports what stands above it in this list, lazy imports included."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import importlib
+import pkgutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import weightpkg
+
+PACKAGE = Path(weightpkg.__file__).parent
+
+ORDER = [
+    "errors", "progress", "digest", "requirement", "tensor", "package", "document",
+    "formats", "formats.ggml", "formats.gguf_header", "formats.gguf",
+    "index", "files", "store",
+    "sources", "sources.transport", "sources.wheel", "sources.pip_config", "sources.https",
+    "sources.local", "sources.pypi", "sources.openers",
+    "fetch", "resolve",
+    "convert", "convert.graph", "convert.weights", "convert.rope", "convert.blocks",
+    "convert.archs", "convert.archs.llama", "convert.tokenizer", "convert.genai",
+    "convert.directory", "convert.pipeline",
+    "install", "verify", "settings",
+    "run", "run.template_worker", "run.template", "run.session", "run.sampling", "run.generate",
+    "run.model",
+    "api", "", "cli.console", "cli.chat", "cli",
+]  # fmt: skip
+
+# what a part of the package must not import, beside what stands below it
+FORBIDDEN = {
+    "formats": {"weightpkg.index", "requests", "os"},
+    "convert": {"weightpkg.index", "weightpkg.store", "weightpkg.sources", "weightpkg.fetch", "weightpkg.files", "requests"},
+    "run": {"weightpkg.index", "weightpkg.store", "weightpkg.sources", "weightpkg.fetch", "weightpkg.convert", "requests"},
+    "resolve": {"weightpkg.store", "weightpkg.sources", "weightpkg.fetch", "os", "pathlib"},
+    "sources.transport": {"weightpkg.package", "weightpkg.store", "weightpkg.index"},
+}  # fmt: skip
+HEAVY = {"numpy", "onnx", "onnxruntime", "requests", "rich", "tokenizers", "pypi_simple", "jinja2"}
+
+
+def modules() -> dict[str, Path]:
+    """Each module's name without the package's, and its file."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(part for part in parts if part != "__init__")] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that a file imports, at its top, in functions, and for types."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                is_module = whole.removeprefix("weightpkg.") in MODULES
+                yield whole if is_module else str(node.module)
+
+
+def place(name: str) -> int:
+    """The place in the order: commands of the command line share the last one."""
+    if name not in ORDER and name.startswith("cli."):
+        return len(ORDER)
+    return ORDER.index("" if name == "__main__" else name)
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_a_module_imports_only_what_stands_above_it(name: str) -> None:
+    if name == "__main__":
+        return
+    for other in imports(MODULES[name]):
+        if other.split(".")[0] == "weightpkg":
+            below = other.removeprefix("weightpkg").removeprefix(".")
+            is_version = not below  # of `weightpkg` itself, which imports nothing at once
+            is_parent = name == "cli.completion" and below == "cli"
+            assert is_version or is_parent or place(below) < place(name), f"{name} imports {other}"
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_a_module_keeps_to_its_part(name: str) -> None:
+    found = set(imports(MODULES[name]))
+    for part, forbidden in FORBIDDEN.items():
+        if name == part or name.startswith(f"{part}."):
+            for other in found:
+                assert not any(other == f or other.startswith(f"{f}.") for f in forbidden), other
+    roots = {other.split(".")[0] for other in found}
+    if not name.startswith("cli"):
+        assert not roots & {"click", "rich"}
+    if name != "settings":
+        assert "os.environ" not in MODULES[name].read_text(encoding="utf-8")
+
+
+def test_every_module_has_its_place() -> None:
+    assert {name for name in MODULES if not name.startswith("cli.")} - {"__main__"} <= set(ORDER)
+    assert set(ORDER) <= set(MODULES)
+
+
+@pytest.mark.parametrize("line", ["import weightpkg", "import weightpkg.__main__ as m\nimport sys\nsys.argv = ['weightpkg', '--help']\ntry: m.main()\nexcept SystemExit: pass"], ids=["import", "help"])  # fmt: skip
+def test_nothing_heavy_is_imported_for_nothing(line: str) -> None:
+    program = f"{line}\nimport sys\nprint('\\n' + ' '.join(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    loaded = {name.split(".")[0] for name in done.stdout.splitlines()[-1].split()}
+    assert "weightpkg" in loaded
+    assert not loaded & HEAVY
+
+
+@pytest.mark.parametrize(
+    "name", [m.name for m in pkgutil.walk_packages([str(PACKAGE)], "weightpkg.")]
+)
+def test_examples_in_docstrings_are_true(name: str) -> None:
+    if name != "weightpkg.__main__":
+        assert doctest.testmod(importlib.import_module(name)).failed == 0
