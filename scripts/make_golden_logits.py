@@ -26,7 +26,7 @@ def llama_cpp_logits(path: Path) -> tuple[list[int], NDArray[np.float32]]:
     tokens: list[int] = model.tokenize(TEXT.read_bytes(), add_bos=False, special=False)[:N_TOKENS]
     rows = []
     for start in range(0, N_TOKENS, WINDOW):
-        model.reset()  # type: ignore[no-untyped-call]
+        model.reset()
         model.eval(tokens[start : start + WINDOW])
         rows.append(np.array(model.scores[:WINDOW], np.float32))
     model.close()
