@@ -1,6 +1,6 @@
 """A conversion as a whole process: wall time, peak memory, and the size of what it writes.
 
-A peer is measured beside it where it is installed: mobius-onnx 0.1.0 (pip install mobius-onnx).
+A peer is measured beside it where it is installed: mobius-onnx 0.1.0 (pip install mobius-onnx gguf).
 
 Usage: python scripts/bench/convert.py [--runs 5] [--gguf FILE]
 """
@@ -49,9 +49,12 @@ def main() -> int:
         report.at_most("output / GGUF", size / source.stat().st_size, 1.25, form=".2f")
         peer = shutil.which("mobius", path=str(Path(sys.executable).parent))
         if peer is None:
-            print("mobius-onnx is not installed (pip install mobius-onnx): not compared")
+            print("mobius-onnx is not installed (pip install mobius-onnx gguf): not compared")
             return report.end()
-        command = [peer, "build-gguf", str(source), str(output), "--keep-quantized", "--ep", "cpu"]
+        named = Path(folder) / "model.gguf"
+        named.symlink_to(source)
+        command = [peer, "build-gguf", str(named), "--output", str(output)]
+        command += ["--keep-quantized", "--ep", "cpu"]
         theirs, size = convert(command, output, 1)
         report.add("mobius-onnx, wall time", median(theirs, "wall_s"), form=".2f", unit=" s")
         report.add(
