@@ -104,7 +104,8 @@ class Session:
         self._logits = np.empty((1, 1, config.vocab_size), np.float32)
         self._binding = self._session.io_binding()
         self._binding.bind_ortvalue_output("logits", _ort(self._logits))
-        self._binding.bind_ortvalue_input("logits_to_keep", _ort(np.ones(1, np.int64)))
+        self._logits_to_keep = np.ones(1, np.int64)
+        self._binding.bind_ortvalue_input("logits_to_keep", _ort(self._logits_to_keep))
 
     def rewind(self, length: int) -> None:
         """Forget all tokens but the first `length`."""
@@ -133,8 +134,9 @@ class Session:
 
     def _step(self, tokens: Sequence[int]) -> None:
         total = len(self.tokens) + len(tokens)
-        self._binding.bind_ortvalue_input("input_ids", _ort(np.array([tokens], np.int64)))
-        self._binding.bind_ortvalue_input("attention_mask", _ort(np.ones((1, total), np.int64)))
+        ids, mask = np.array([tokens], np.int64), np.ones((1, total), np.int64)
+        self._binding.bind_ortvalue_input("input_ids", _ort(ids))
+        self._binding.bind_ortvalue_input("attention_mask", _ort(mask))
         try:
             self._session.run_with_iobinding(self._binding)
         except _ORT_ERRORS as error:
@@ -177,5 +179,5 @@ def _load(path: Path, provider: str, threads: int) -> ort.InferenceSession:
 
 
 def _ort(array: NDArray[np.generic]) -> ort.OrtValue:
-    """Wrap an array without copying it."""
+    """Wrap an array without copying it; the array must live as long as it is bound."""
     return ort.OrtValue.ortvalue_from_numpy(array)
