@@ -161,6 +161,8 @@ class Session:
                 self._binding.bind_ortvalue_input(f"past_key_values.{name}", _ort(buffer))
                 self._binding.bind_ortvalue_output(f"present.{name}", _ort(buffer))
         except MemoryError as error:
+            self._cache, self._capacity = [], 0
+            self.tokens.clear()
             raise RunError(f"not enough memory for a context of {capacity:,} tokens") from error
         self._capacity = capacity
 
