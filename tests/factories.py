@@ -139,6 +139,7 @@ def tiny_llama(
     tied: bool = True,
     seed: int = 0,
     context_length: int = 128,
+    overrides: Mapping[str, str] | None = None,
 ) -> Path:
     """Write a complete random Llama of some 80,000 weights; the same bytes for the same seed.
 
@@ -150,6 +151,7 @@ def tiny_llama(
         tied: whether the head uses the embedding's weights.
         seed: of the random numbers.
         context_length: how many positions the model has.
+        overrides: other types of the tensors whose names contain a word, such as `attn_v`.
     """
     writer = gguf.GGUFWriter(path, "llama")
     _add_sizes(writer, context_length)
@@ -158,7 +160,8 @@ def tiny_llama(
     for name, shape, type_name in _tiny_tensors(weights, embedding, None if tied else output):
         mean, spread = (1.0, 0.1) if len(shape) == 1 else (0.0, shape[1] ** -0.5)
         values = random.normal(mean, spread, shape).astype(np.float32)
-        kind = gguf.GGMLQuantizationType[type_name]
+        types = [other for word, other in (overrides or {}).items() if word in name]
+        kind = gguf.GGMLQuantizationType[[type_name, *types][-1]]
         stored: NDArray[np.generic] = gguf.quants.quantize(values, kind)
         writer.add_tensor(name, stored, raw_dtype=kind)
     writer.write_header_to_file()

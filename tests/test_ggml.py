@@ -13,7 +13,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TYPES = {kind.name: kind for kind in ggml.GGML_TYPES.values()}
-BLOCK_TYPES = ["Q4_0", "Q4_1", "Q8_0"]
+BLOCK_TYPES = [kind.name for kind in TYPES.values() if isinstance(kind.layout, BlockLayout)]
+QUANTIZED = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "MXFP4"]  # those that the reference can make
+# where in a block its float16 numbers begin: the scale first
+FLOATS = {
+    "Q4_1": (0, 2), "Q5_1": (0, 2), "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2),
+    "Q5_K": (0, 2), "Q6_K": (208,), "MXFP4": (),
+}  # fmt: skip
 SCALES = {
     "zero": 0x0000,
     "negative zero": 0x8000,
@@ -48,10 +54,11 @@ def assert_equal_to_reference(name: str, raw: NDArray[np.uint8]) -> None:
     ours, theirs = weights(name, raw), reference(name, raw)
     assert ours.dtype == np.float32
     assert ours.shape == theirs.shape
-    if name == "Q4_1":
-        blocks = theirs.reshape(-1, 32)
+    layout = TYPES[name].layout
+    if isinstance(layout, BlockLayout) and layout.has_offset:
+        blocks = theirs.reshape(-1, layout.block_size)
         largest = np.abs(blocks).max(axis=1, keepdims=True)
-        assert (np.abs(ours.reshape(-1, 32) - blocks) <= 4e-7 * largest).all()
+        assert (np.abs(ours.reshape(blocks.shape) - blocks) <= 4e-7 * largest).all()
     else:
         np.testing.assert_array_equal(ours.view(np.uint32), theirs.view(np.uint32))
 
@@ -61,8 +68,10 @@ def random_rows(name: str, rows: int, k_blocks: int, seed: int = 0) -> NDArray[n
     kind = TYPES[name]
     random = np.random.default_rng(seed)
     raw = random.integers(0, 256, (rows, k_blocks, kind.type_size), np.uint8)
-    for high_byte in (1, 3) if name == "Q4_1" else (1,):
-        raw[..., high_byte] &= 0xBF  # magnitudes below 2
+    for place in FLOATS.get(name, (0,)):
+        raw[..., place + 1] &= 0xBF  # magnitudes below 2
+    if name == "MXFP4":
+        raw[..., 0] &= 0x7F  # scales below 1
     return raw.reshape(rows, -1)
 
 
@@ -79,7 +88,10 @@ def test_every_layout_can_be_decoded() -> None:
 
 
 def test_names_the_types_that_are_converted() -> None:
-    assert ggml.convertible_types() == ["F32", "F16", "Q4_0", "Q4_1", "Q8_0", "BF16"]
+    assert ggml.convertible_types() == [
+        "F32", "F16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K",
+        "IQ4_NL", "IQ4_XS", "BF16", "MXFP4",
+    ]  # fmt: skip
 
 
 def test_refuses_to_decode_a_type_without_a_layout() -> None:
@@ -133,7 +145,7 @@ def test_reads_dense_rows() -> None:
     assert ggml.dense_rows(np.array([[0, 0, 0x20, 0xC0]], np.uint8), "float32").tolist() == [[-2.5]]
 
 
-@pytest.mark.parametrize("name", ["F32", "F16", "BF16", *BLOCK_TYPES])
+@pytest.mark.parametrize("name", ["F32", "F16", "BF16", *QUANTIZED])
 def test_equals_the_reference_on_quantised_weights(name: str) -> None:
     values = np.random.default_rng(1).standard_normal((24, 320), np.float32)
     raw = gguf.quants.quantize(values, gguf.GGMLQuantizationType[name])
@@ -149,7 +161,8 @@ def test_equals_the_reference_on_random_bytes(name: str) -> None:
 @pytest.mark.parametrize("name", BLOCK_TYPES)
 def test_equals_the_reference_on_extreme_scales(name: str, scale: int) -> None:
     raw = random_rows(name, 4, 3).reshape(4, 3, -1)
-    raw[..., :2] = np.array([scale], "<u2").view(np.uint8)
+    for place in FLOATS.get(name, (0,))[:1]:
+        raw[..., place : place + 2] = np.array([scale], "<u2").view(np.uint8)
     assert_equal_to_reference(name, raw.reshape(4, -1))
 
 
@@ -172,5 +185,5 @@ def test_decodes_rows_that_cannot_be_written_to(name: str) -> None:
 @pytest.mark.parametrize("name", ["F32", "F16", "BF16", *BLOCK_TYPES])
 def test_decodes_no_rows(name: str) -> None:
     kind = TYPES[name]
-    row_bytes = 64 // kind.block_size * kind.type_size
-    assert weights(name, np.empty((0, row_bytes), np.uint8)).shape == (0, 64)
+    row_bytes = 512 // kind.block_size * kind.type_size
+    assert weights(name, np.empty((0, row_bytes), np.uint8)).shape == (0, 512)

@@ -19,7 +19,8 @@ PACKAGE = Path(weightpkg.__file__).parent
 
 ORDER = [
     "errors", "progress", "digest", "requirement", "tensor", "package", "document",
-    "formats", "formats.ggml", "formats.gguf_header", "formats.gguf",
+    "formats", "formats.ggml_blocks",
+    "formats.ggml", "formats.gguf_header", "formats.gguf",
     "index", "files", "store",
     "sources", "sources.transport", "sources.wheel", "sources.pip_config", "sources.https",
     "sources.local", "sources.pypi", "sources.openers",

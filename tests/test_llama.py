@@ -115,6 +115,12 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     "Q8_0": {"weights": "Q8_0", "embedding": "Q8_0"},
     "embedding in Q4_0": {"weights": "Q8_0", "embedding": "Q4_0"},
     "embedding in Q4_1": {"weights": "Q8_0", "embedding": "Q4_1"},
+    "Q5_0": {"weights": "Q5_0"},
+    "Q5_1": {"weights": "Q5_1", "embedding": "Q5_1"},
+    "MXFP4": {"weights": "MXFP4"},
+    "v of another type": {"weights": "Q4_1", "overrides": {"attn_v": "Q8_0"}},
+    "k dense": {"weights": "Q4_0", "overrides": {"attn_k": "F16"}},
+    "up of another type": {"weights": "Q4_1", "overrides": {"ffn_up": "Q5_1"}},
     "head of its own": {"weights": "Q4_1", "embedding": "Q8_0", "tied": False, "output": "Q4_1"},
     "dense embedding, block head": {"embedding": "F16", "tied": False, "output": "Q8_0"},
 }
@@ -263,8 +269,10 @@ def test_refuses_a_file_that_does_not_fit(
 
 
 def test_refuses_a_block_type_that_is_not_converted(tmp_path: Path) -> None:
-    path = tiny_llama(tmp_path / "q5.gguf", weights="Q5_0")
-    with pytest.raises(UnsupportedQuantizationError, match=r"blk\.0.*Q5_0"):
+    path = tiny_llama(tmp_path / "tq.gguf", weights="F32")
+    ternary = TensorBytes("blk.0.attn_q.weight", (256, 64), 35, bytes(64 * 66))
+    edit_gguf(path, {}, drop="blk.0.attn_q.weight", add=[ternary])
+    with pytest.raises(UnsupportedQuantizationError, match=r"blk\.0.*TQ2_0"):
         convert(path, DIGEST, tmp_path, Silence())
 
 

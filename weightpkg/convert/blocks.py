@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -136,12 +137,18 @@ def block_mean(graph: Graph, x: Value, layout: BlockLayout) -> Value:
 
 
 def projections(graph: Graph, x: Value, weights: Sequence[Weight], name: str) -> tuple[Value, ...]:
-    """x: (B, T, K) -> (B, T, N) for each weight; weights of one layout share one product."""
-    if not same_layout(weights):
-        return tuple(linear(graph, x, add_matrix(graph, w.name, [w])) for w in weights)
-    y = linear(graph, x, add_matrix(graph, name, weights))
-    sizes = graph.constant(np.array([w.shape[0] for w in weights], np.int64), "sizes")
-    return graph.op("Split", (y, sizes), outputs=len(weights), attributes={"axis": -1})
+    """x: (B, T, K) -> (B, T, N) for each weight; neighbours of one layout share one product."""
+    values: list[Value] = []
+    for _, group in groupby(weights, key=lambda weight: weight.layout):
+        alike = list(group)
+        y = linear(graph, x, add_matrix(graph, name, alike))
+        if len(alike) == 1:
+            values.append(y)
+            continue
+        sizes = graph.constant(np.array([w.shape[0] for w in alike], np.int64), "sizes")
+        attributes = {"axis": -1}
+        values += graph.op("Split", (y, sizes), outputs=len(alike), attributes=attributes)
+    return tuple(values)
 
 
 def embedding(graph: Graph, ids: Value, matrix: Matrix) -> Value:

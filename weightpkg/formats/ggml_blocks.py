@@ -1,0 +1,249 @@
+"""What the bytes of ggml's blocks mean: one function a type, from raw rows to `Blocks`.
+
+Each takes raw rows (N, n_blocks, type_size) uint8. A block of 256 weights becomes eight blocks of 32
+or sixteen of 16, one for each scale. Nothing is rounded but an offset, once: where a type has a
+minimum, w = s * q - m is written s * (q - c) + (s * c - m) with c in the middle of q's range, so that
+what the product makes of rounded activations is as small as it can be.
+https://github.com/ggml-org/llama.cpp/blob/b6700/ggml/src/ggml-common.h (bytes)
+https://github.com/ggml-org/llama.cpp/blob/b6700/ggml/src/ggml-quants.c (meaning)
+
+Letters in shapes: N rows, B blocks as the file has them, S = B * 256 / block_size sub-blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from weightpkg.tensor import BlockLayout, Blocks
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+T = TypeVar("T", bound=np.generic)
+
+FOUR_BITS = BlockLayout(4, 32, has_offset=False)
+FOUR_BITS_OFFSET = BlockLayout(4, 32, has_offset=True)
+FOUR_BITS_16 = BlockLayout(4, 16, has_offset=False)
+FOUR_BITS_16_OFFSET = BlockLayout(4, 16, has_offset=True)
+EIGHT_BITS = BlockLayout(8, 32, has_offset=False)
+EIGHT_BITS_OFFSET = BlockLayout(8, 32, has_offset=True)
+EIGHT_BITS_16 = BlockLayout(8, 16, has_offset=False)
+
+_IQ4_VALUES = np.array(
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int16
+)
+# twice the values of a 4-bit float (E2M1), so that they are integers
+_MXFP4_VALUES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int16)
+
+
+def q4_0(raw: NDArray[np.uint8]) -> Blocks:
+    """Q4_0, 18 bytes for 32 weights: d f16, qs 16 x u8. w = d * (q - 8)."""
+    return Blocks(FOUR_BITS, _in_order(raw[..., 2:]), _float16(raw, 0), None)
+
+
+def q4_1(raw: NDArray[np.uint8]) -> Blocks:
+    """Q4_1, 20 bytes for 32 weights: d f16, m f16, qs 16 x u8. w = d * q + m.
+
+    d * q + m is d * (q - 8) + (8 * d + m), of which only the last sum is rounded.
+    """
+    d, m = _float16(raw, 0), _float16(raw, 2)
+    return Blocks(FOUR_BITS_OFFSET, _in_order(raw[..., 4:]), d, 8 * d + m)
+
+
+def q8_0(raw: NDArray[np.uint8]) -> Blocks:
+    """Q8_0, 34 bytes for 32 weights: d f16, qs 32 x i8. w = d * q."""
+    q = _packed(raw[..., 2:])
+    q ^= 0x80  # i8 -> u8 with 128 added
+    return Blocks(EIGHT_BITS, q, _float16(raw, 0), None)
+
+
+def q5_0(raw: NDArray[np.uint8]) -> Blocks:
+    """Q5_0, 22 bytes for 32 weights: d f16, qh 32 bits, qs 16 x u8. w = d * (q - 16)."""
+    q = _halves(raw[..., 6:]) | _bits(raw[..., 2:6]) << np.uint8(4)
+    return Blocks(EIGHT_BITS, _centred(q, 16), _float16(raw, 0), None)
+
+
+def q5_1(raw: NDArray[np.uint8]) -> Blocks:
+    """Q5_1, 24 bytes for 32 weights: d f16, m f16, qh 32 bits, qs 16 x u8. w = d * q + m."""
+    d, m = _float16(raw, 0), _float16(raw, 2)
+    q = _halves(raw[..., 8:]) | _bits(raw[..., 4:8]) << np.uint8(4)
+    return Blocks(EIGHT_BITS_OFFSET, _centred(q, 16), d, 16 * d + m)
+
+
+def q2_k(raw: NDArray[np.uint8]) -> Blocks:
+    """Q2_K, 84 bytes for 256 weights: scales 16 x u8, qs 64 x u8, d f16, dmin f16.
+
+    A byte of scales is a 4-bit scale and, above it, a 4-bit minimum, of 16 weights:
+    w = d * scale * q - dmin * minimum.
+    """
+    scales = raw[..., :16]
+    scale = _sub_blocks(_float16(raw, 80)[..., None] * (scales & 0x0F).astype(np.float32))
+    minimum = _sub_blocks(_float16(raw, 82)[..., None] * (scales >> 4).astype(np.float32))
+    q = _sub_blocks(_two_bits(raw[..., 16:80]), 16)
+    return Blocks(FOUR_BITS_16_OFFSET, _nibbles(q + np.uint8(6)), scale, 2 * scale - minimum)
+
+
+def q3_k(raw: NDArray[np.uint8]) -> Blocks:
+    """Q3_K, 110 bytes for 256 weights: hmask 256 bits, qs 64 x u8, scales 12 x u8, d f16.
+
+    16 scales of 6 bits, less 32; the third bit of q is in hmask. w = d * scale * (q - 4).
+    """
+    packed = raw[..., 96:108]
+    low = np.concatenate((packed[..., :8] & 0x0F, packed[..., :8] >> 4), axis=-1)
+    shifts = np.repeat(np.array([0, 2, 4, 6], np.uint8), 4)
+    high = np.tile(packed[..., 8:], 4) >> shifts & 3
+    scale = (low | high << 4).astype(np.int8) - np.int8(32)
+    masks = raw[..., None, :32] >> np.arange(8, dtype=np.uint8)[:, None] & np.uint8(1)
+    q = _two_bits(raw[..., 32:96]) | masks.reshape(*raw.shape[:2], 256) << np.uint8(2)
+    d = _float16(raw, 108)[..., None] * scale.astype(np.float32)
+    return Blocks(FOUR_BITS_16, _nibbles(_sub_blocks(q, 16) + np.uint8(4)), _sub_blocks(d), None)
+
+
+def q4_k(raw: NDArray[np.uint8]) -> Blocks:
+    """Q4_K, 144 bytes for 256 weights: d f16, dmin f16, scales 12 x u8 (6-bit), qs 128 x u8.
+
+    w = d * scale * q - dmin * minimum, one scale and one minimum for 32 weights.
+    """
+    scale, minimum = _k_scales(raw)
+    pairs = _packed(raw[..., 16:]).reshape(*raw.shape[:2], 4, 32).view("<u2")
+    low = pairs & np.uint16(0x0F0F)
+    high = pairs >> np.uint16(4) & np.uint16(0x0F0F)
+    both = np.stack((low, high), axis=-2)  # (N, B, 4, 2, 16): 64 weights a step, low halves first
+    q = (both | both >> np.uint16(4)).astype(np.uint8)
+    return Blocks(FOUR_BITS_OFFSET, _sub_blocks(q, 16), scale, 8 * scale - minimum)
+
+
+def q5_k(raw: NDArray[np.uint8]) -> Blocks:
+    """Q5_K, 176 bytes for 256 weights: as Q4_K, with qh 256 bits, the fifth of each q, before qs."""
+    scale, minimum = _k_scales(raw)
+    low = _packed(raw[..., 48:]).reshape(*raw.shape[:2], 4, 1, 32)
+    nibbles = np.concatenate((low & 0x0F, low >> 4), axis=-2).reshape(*raw.shape[:2], 8, 32)
+    fifth = raw[..., None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None] & 1
+    q = _sub_blocks(nibbles | fifth << 4, 32)
+    return Blocks(EIGHT_BITS_OFFSET, _centred(q, 16), scale, 16 * scale - minimum)
+
+
+def q6_k(raw: NDArray[np.uint8]) -> Blocks:
+    """Q6_K, 210 bytes for 256 weights: ql 128 x u8, qh 64 x u8, scales 16 x i8, d f16.
+
+    w = d * scale * (q - 32), one scale for 16 weights; two halves of 128, four times 32 in each.
+    """
+    low = raw[..., :128].reshape(*raw.shape[:2], 2, 1, 64)
+    nibbles = np.concatenate((low & 0x0F, low >> 4), axis=-2).reshape(*raw.shape[:2], 2, 4, 32)
+    shifts = np.array([0, 2, 4, 6], np.uint8)[:, None]
+    high = raw[..., 128:192].reshape(*raw.shape[:2], 2, 1, 32) >> shifts & 3
+    q = _sub_blocks(nibbles | high << 4, 16)
+    d = _float16(raw, 208)[..., None] * raw[..., 192:208].view(np.int8).astype(np.float32)
+    return Blocks(EIGHT_BITS_16, _centred(q, 32), _sub_blocks(d), None)
+
+
+def iq4_nl(raw: NDArray[np.uint8]) -> Blocks:
+    """IQ4_NL, 18 bytes for 32 weights: d f16, qs 16 x u8. w = d * VALUES[q]."""
+    return Blocks(
+        EIGHT_BITS, _looked_up(_IQ4_VALUES, _halves(raw[..., 2:])), _float16(raw, 0), None
+    )
+
+
+def iq4_xs(raw: NDArray[np.uint8]) -> Blocks:
+    """IQ4_XS, 136 bytes for 256 weights: d f16, scales_h u16, scales_l 4 x u8, qs 128 x u8.
+
+    w = d * (scale - 32) * VALUES[q], a scale of 6 bits for 32 weights, each half byte a q.
+    """
+    eight = np.arange(8, dtype=np.uint16)
+    high = raw[..., 2:4].view("<u2") >> 2 * eight & np.uint16(3)
+    low = np.repeat(raw[..., 4:8], 2, axis=-1) >> np.tile(np.array([0, 4], np.uint8), 4) & 0x0F
+    scale = (low | high.astype(np.uint8) << 4).astype(np.int8) - np.int8(32)
+    q = _halves(raw[..., 8:].reshape(*raw.shape[:2], 8, 16))
+    d = _float16(raw, 0)[..., None] * scale.astype(np.float32)
+    return Blocks(EIGHT_BITS, _sub_blocks(_looked_up(_IQ4_VALUES, q), 32), _sub_blocks(d), None)
+
+
+def mxfp4(raw: NDArray[np.uint8]) -> Blocks:
+    """MXFP4, 17 bytes for 32 weights: e u8, qs 16 x u8. w = 2 ** (e - 128) * VALUES[q].
+
+    https://www.opencompute.org/documents/ocp-microscaling-formats-mx-v1-0-spec-final-pdf
+    """
+    scale = np.ldexp(np.float32(1), raw[..., 0].astype(np.int32) - 128).astype(np.float32)
+    return Blocks(EIGHT_BITS, _looked_up(_MXFP4_VALUES, _halves(raw[..., 1:])), scale, None)
+
+
+def _k_scales(raw: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Scales and minimums of Q4_K and Q5_K, times d and dmin: two of (N, S).
+
+    Twelve bytes hold eight of each in 6 bits: the first four of each have a byte of their own, whose
+    upper two bits belong to the last four, whose lower four bits share the last four bytes.
+    """
+    first, second, third = (raw[..., i : i + 4] for i in (4, 8, 12))
+    scale = np.concatenate((first & 0x3F, third & 0x0F | first >> 6 << 4), axis=-1)
+    minimum = np.concatenate((second & 0x3F, third >> 4 | second >> 6 << 4), axis=-1)
+    d, dmin = _float16(raw, 0)[..., None], _float16(raw, 2)[..., None]
+    return _sub_blocks(d * scale.astype(np.float32)), _sub_blocks(dmin * minimum.astype(np.float32))
+
+
+def _sub_blocks(values: NDArray[T], size: int = 0) -> NDArray[T]:
+    """(N, B, ...) -> (N, S), or (N, S, size)."""
+    count = math.prod(values.shape[1:])
+    shape = (len(values), count // size, size) if size else (len(values), count)
+    return values.reshape(shape)
+
+
+def _halves(qs: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(..., n) bytes -> (..., 2 n): all low halves, then all high ones."""
+    return np.concatenate((qs & np.uint8(0x0F), qs >> np.uint8(4)), axis=-1)
+
+
+def _bits(qh: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(..., 4) bytes -> (..., 32) bits, the lowest first."""
+    return np.unpackbits(qh, axis=-1, bitorder="little")
+
+
+def _two_bits(qs: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(N, B, 64) bytes -> (N, B, 256): two halves of 32 bytes, each four times from low to high."""
+    shifts = np.array([0, 2, 4, 6], np.uint8)[:, None]
+    return (qs.reshape(*qs.shape[:2], 2, 1, 32) >> shifts & np.uint8(3)).reshape(*qs.shape[:2], 256)
+
+
+def _nibbles(q: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(..., n) numbers of 4 bits -> (..., n / 2) bytes, neighbours in one byte, first low."""
+    return q[..., ::2] | q[..., 1::2] << np.uint8(4)
+
+
+def _centred(q: NDArray[np.uint8], middle: int) -> NDArray[np.uint8]:
+    """Numbers whose middle is `middle` -> numbers whose middle is 128."""
+    return q + np.uint8(128 - middle)
+
+
+def _looked_up(values: NDArray[np.int16], q: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Numbers of 4 bits -> the values that they stand for, with 128 added."""
+    return (values + 128).astype(np.uint8)[q]
+
+
+def _float16(raw: NDArray[np.uint8], start: int) -> NDArray[np.float32]:
+    """The float16 at a place of every block: (N, k_blocks, type_size) -> (N, k_blocks)."""
+    return raw[..., start : start + 2].view("<f2")[..., 0].astype(np.float32)
+
+
+def _packed(qs: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Copy a part of every block, as one item: many times faster than byte by byte."""
+    return qs.view(f"V{qs.shape[-1]}").copy().view(np.uint8)
+
+
+def _in_order(qs: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(N, k_blocks, 16) uint8: ggml's order of 4-bit numbers -> neighbours in one byte, first low.
+
+    ggml has weights 0 to 15 in the low halves of the bytes and 16 to 31 in the high halves. Taken
+    two bytes at a time, both halves need the same step: 0x0b0a -> 0xba. (2.6 GB/s on one core; byte
+    by byte, with strides of two, 0.3.)
+    """
+    pairs = _packed(qs).view("<u2")  # (N, k_blocks, 8)
+    low = pairs & np.uint16(0x0F0F)
+    high = pairs >> np.uint16(4) & np.uint16(0x0F0F)
+    return np.concatenate((_joined(low), _joined(high)), axis=-1).view(np.uint8)
+
+
+def _joined(pairs: NDArray[np.uint16]) -> NDArray[np.uint64]:
+    """0x0b0a -> 0xba; (N, k_blocks, 8) uint16 -> (N, k_blocks, 1) uint64 of eight bytes."""
+    return (pairs | pairs >> np.uint16(4)).astype(np.uint8).view(np.uint64)
