@@ -162,7 +162,10 @@ def tiny_llama(
         values = random.normal(mean, spread, shape).astype(np.float32)
         types = [other for word, other in (overrides or {}).items() if word in name]
         kind = gguf.GGMLQuantizationType[[type_name, *types][-1]]
-        stored: NDArray[np.generic] = gguf.quants.quantize(values, kind)
+        is_f64 = kind == gguf.GGMLQuantizationType.F64  # which `quantize` does not know
+        stored: NDArray[np.generic] = (
+            values.astype(np.float64) if is_f64 else gguf.quants.quantize(values, kind)
+        )
         writer.add_tensor(name, stored, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -127,7 +127,7 @@ def test_a_file_that_cannot_be_converted_leaves_nothing_half_done(
     settings: Settings, damage: str
 ) -> None:
     source = tiny_llama(
-        settings.index_dir / "bad.gguf", weights="Q5_0" if damage == "blocks" else "Q4_0"
+        settings.index_dir / "bad.gguf", weights="F64" if damage == "blocks" else "Q4_0"
     )
     errors: dict[str, type[WeightpkgError]] = {
         "cut": GGUFError,
