@@ -13,10 +13,12 @@ Letters in shapes: N rows, B blocks as the file has them, S = B * 256 / block_si
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from weightpkg.formats import ggml_grids as grids
 from weightpkg.tensor import BlockLayout, Blocks
 
 if TYPE_CHECKING:
@@ -154,8 +156,7 @@ def iq4_xs(raw: NDArray[np.uint8]) -> Blocks:
     """
     eight = np.arange(8, dtype=np.uint16)
     high = raw[..., 2:4].view("<u2") >> 2 * eight & np.uint16(3)
-    low = np.repeat(raw[..., 4:8], 2, axis=-1) >> np.tile(np.array([0, 4], np.uint8), 4) & 0x0F
-    scale = (low | high.astype(np.uint8) << 4).astype(np.int8) - np.int8(32)
+    scale = (_pairs(raw[..., 4:8]) | high.astype(np.uint8) << 4).astype(np.int8) - np.int8(32)
     q = _halves(raw[..., 8:].reshape(*raw.shape[:2], 8, 16))
     d = _float16(raw, 0)[..., None] * scale.astype(np.float32)
     return Blocks(EIGHT_BITS, _sub_blocks(_looked_up(_IQ4_VALUES, q), 32), _sub_blocks(d), None)
@@ -168,6 +169,120 @@ def mxfp4(raw: NDArray[np.uint8]) -> Blocks:
     """
     scale = np.ldexp(np.float32(1), raw[..., 0].astype(np.int32) - 128).astype(np.float32)
     return Blocks(EIGHT_BITS, _looked_up(_MXFP4_VALUES, _halves(raw[..., 1:])), scale, None)
+
+
+def tq1_0(raw: NDArray[np.uint8]) -> Blocks:
+    """TQ1_0, 54 bytes for 256 weights: qs 48 x u8, qh 4 x u8, d f16. w = d * (q - 1).
+
+    A byte is a fraction of 256 in base 3, with five digits, those of qh with four: times 3 its first
+    digit is carried out. All first digits come first: of 32 bytes, then of 16, then of qh.
+    """
+    powers = np.array([1, 3, 9, 27, 81], np.uint8)[:, None]  # each drops the digits before its own
+    parts = (raw[..., :32], powers), (raw[..., 32:48], powers), (raw[..., 48:52], powers[:4])
+    shifted = (part[..., None, :] * power for part, power in parts)  # (N, B, digits, bytes)
+    rows = [part.reshape(*raw.shape[:2], math.prod(part.shape[2:])) for part in shifted]
+    digits = np.concatenate(rows, axis=-1).astype(np.uint16) * np.uint16(3) >> np.uint16(8)
+    return _ternary(digits.astype(np.uint8), _float16(raw, 52))
+
+
+def tq2_0(raw: NDArray[np.uint8]) -> Blocks:
+    """TQ2_0, 66 bytes for 256 weights: qs 64 x u8, d f16. w = d * (q - 1)."""
+    return _ternary(_two_bits(raw[..., :64]), _float16(raw, 64))
+
+
+def iq2_xxs(raw: NDArray[np.uint8]) -> Blocks:
+    """IQ2_XXS, 66 bytes for 256 weights: d f16 and, for 32 weights, q 4 x u8, word u32.
+
+    A word has all signs and a scale. w = d / 8 * (2 * scale + 1) * sign * GRID[q], 8 weights a q.
+    """
+    groups = _packed(raw[..., 2:]).reshape(*raw.shape[:2], 8, 8)
+    q = groups[..., :4].reshape(*raw.shape[:2], 32)
+    signs, scale = _signs_and_scales(groups[..., 4:].view("<u4")[..., 0])
+    weights = _negated(_points(grids.IQ2_XXS, q), signs)
+    return _scaled(EIGHT_BITS, weights, _float16(raw, 0) * np.float32(1 / 8), scale)
+
+
+def iq2_xs(raw: NDArray[np.uint8]) -> Blocks:
+    """IQ2_XS, 74 bytes for 256 weights: d f16, qs 32 x u16, scales 8 x u8 (4-bit, for 16 weights).
+
+    A u16 is a q of 9 bits and, above it, signs in 7 bits. w as that of IQ2_XXS.
+    """
+    qs = raw[..., 2:66].view("<u2")
+    signs = _eight_signs((qs >> np.uint16(9)).astype(np.uint8))
+    weights = _negated(_points(grids.IQ2_XS, qs & np.uint16(0x1FF)), signs)
+    return _scaled(
+        EIGHT_BITS_16, weights, _float16(raw, 0) * np.float32(1 / 8), _pairs(raw[..., 66:])
+    )
+
+
+def iq2_s(raw: NDArray[np.uint8]) -> Blocks:
+    """IQ2_S, 82 bytes for 256 weights: d f16, qs 32 x u8, signs 256 bits, qh 8 x u8, scales 8 x u8.
+
+    As IQ2_XS, but with a sign for every weight and q of 10 bits, the upper two in qh.
+    """
+    high = raw[..., 66:74, None] >> np.array([0, 2, 4, 6], np.uint8) & np.uint8(3)
+    q = _joined_bytes(raw[..., 2:34], high.reshape(*raw.shape[:2], 32))
+    weights = _negated(_points(grids.IQ2_S, q), raw[..., 34:66])
+    return _scaled(
+        EIGHT_BITS_16, weights, _float16(raw, 0) * np.float32(1 / 8), _pairs(raw[..., 74:])
+    )
+
+
+def iq3_xxs(raw: NDArray[np.uint8]) -> Blocks:
+    """IQ3_XXS, 98 bytes for 256 weights: d f16, qs 64 x u8, words 8 x u32, each for 32 weights.
+
+    A word has all signs and a scale. w = d / 4 * (2 * scale + 1) * sign * GRID[q], 4 weights a q.
+    """
+    signs, scale = _signs_and_scales(raw[..., 66:].view("<u4"))
+    weights = _negated(_points(grids.IQ3_XXS, raw[..., 2:66]), signs)
+    return _scaled(EIGHT_BITS, weights, _float16(raw, 0) * np.float32(1 / 4), scale)
+
+
+def iq3_s(raw: NDArray[np.uint8]) -> Blocks:
+    """IQ3_S, 110 bytes for 256 weights: d f16, qs 64 x u8, qh 64 bits, signs 256 bits, scales 4 x u8.
+
+    q has 9 bits, the ninth in qh, and a scale of 4 bits is that of 32 weights:
+    w = d * (2 * scale + 1) * sign * GRID[q], 4 weights a q.
+    """
+    high = np.unpackbits(raw[..., 66:74], axis=-1, bitorder="little")
+    q = _joined_bytes(raw[..., 2:66], high)
+    weights = _negated(_points(grids.IQ3_S, q), raw[..., 74:106])
+    return _scaled(EIGHT_BITS, weights, _float16(raw, 0), _pairs(raw[..., 106:]))
+
+
+def iq1_s(raw: NDArray[np.uint8]) -> Blocks:
+    """IQ1_S, 50 bytes for 256 weights: d f16, qs 32 x u8, qh 8 x u16, each for 32 weights.
+
+    The lowest 12 bits of a qh are the upper 3 of four q, then come 3 of scale and the sign of delta:
+    w = d * (2 * scale + 1) * (GRID[q] + delta), delta 1/8 or -1/8, 8 weights a q. Here GRID[q] and
+    delta are taken eight times and d / 8, so that all are integers.
+    """
+    qh = raw[..., 34:].view("<u2")  # (N, B, 8)
+    high = (qh[..., None] >> np.array([0, 3, 6, 9], np.uint16) & np.uint16(7)).astype(np.uint8)
+    q = _joined_bytes(raw[..., 2:34], high.reshape(*raw.shape[:2], 32))
+    weights = _points(grids.IQ1, q) * np.uint8(8) + _deltas(qh & np.uint16(0x8000), 32)
+    return _scaled(
+        EIGHT_BITS,
+        weights,
+        _float16(raw, 0) * np.float32(1 / 8),
+        qh >> np.uint16(12) & np.uint16(7),
+    )
+
+
+def iq1_m(raw: NDArray[np.uint8]) -> Blocks:
+    """IQ1_M, 56 bytes for 256 weights: qs 32 x u8, qh 16 x u8, scales 4 x u16.
+
+    Half a byte of qh is the upper 3 bits of q and the sign of delta; a u16 is four scales of 3 bits,
+    each of 16 weights, and 4 bits of d, an f16, the lowest first. w as that of IQ1_S.
+    """
+    qh = _pairs(raw[..., 32:48])  # (N, B, 32)
+    q = _joined_bytes(raw[..., :32], qh & np.uint8(7))
+    weights = _points(grids.IQ1, q) * np.uint8(8) + _deltas(qh & np.uint8(8), 8)
+    words = raw[..., 48:].view("<u2")  # (N, B, 4)
+    parts = words >> np.uint16(12) << np.array([0, 4, 8, 12], np.uint16)
+    d = np.bitwise_or.reduce(parts, axis=-1).view(np.float16).astype(np.float32)
+    scale = words[..., None] >> np.array([0, 3, 6, 9], np.uint16) & np.uint16(7)
+    return _scaled(EIGHT_BITS_16, weights, d * np.float32(1 / 8), scale.reshape(*raw.shape[:2], 16))
 
 
 def _k_scales(raw: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -183,6 +298,81 @@ def _k_scales(raw: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.f
     return _sub_blocks(d * scale.astype(np.float32)), _sub_blocks(dmin * minimum.astype(np.float32))
 
 
+@cache
+def _values(grid: grids.Grid) -> NDArray[np.generic]:
+    """Read a grid, once: (points,), each its int8 values as one item: looked up 5 times as fast."""
+    bits = 16 // grid.size
+    points = np.frombuffer(bytes.fromhex(grid.points), ">u2")[:, None]
+    levels = points >> bits * np.arange(grid.size, dtype=np.uint16) & np.uint16((1 << bits) - 1)
+    values: NDArray[np.generic] = np.array(grid.values, np.int8)[levels].view(f"u{grid.size}")
+    return values[:, 0]
+
+
+def _points(grid: grids.Grid, q: NDArray[np.uint8 | np.uint16]) -> NDArray[np.uint8]:
+    """(N, B, 256 / size) numbers of points -> (N, B, 256), negative ones as two's complements."""
+    return _values(grid)[q].view(np.uint8)
+
+
+def _joined_bytes(low: NDArray[np.uint8], high: NDArray[np.uint8]) -> NDArray[np.uint16]:
+    """Numbers of 16 bits from their halves."""
+    return low | high.astype(np.uint16) << np.uint16(8)
+
+
+def _negated(weights: NDArray[np.uint8], signs: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(N, B, 256), negated where a bit of (N, B, 32) is set, as two's complements."""
+    ones = -np.unpackbits(signs, axis=-1, bitorder="little")  # 0 or 0xff
+    return (weights ^ ones) - ones
+
+
+def _eight_signs(signs: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Seven signs -> eight: the last makes the number of negative weights even."""
+    return signs | np.bitwise_count(signs) << np.uint8(7)  # of the count, only its lowest bit stays
+
+
+def _signs_and_scales(
+    words: NDArray[np.uint32],
+) -> tuple[NDArray[np.uint8], NDArray[np.uint32]]:
+    """Words of IQ2_XXS and IQ3_XXS, (N, B, 8): four times 7 bits of signs, and 4 bits of scale.
+
+    Returns:
+        signs: (N, B, 32), eight in a byte.
+        scales: (N, B, 8).
+    """
+    seven = words[..., None] >> np.array([0, 7, 14, 21], np.uint32) & np.uint32(0x7F)
+    signs = _eight_signs(seven.astype(np.uint8)).reshape(*words.shape[:2], 32)
+    return signs, words >> np.uint32(28)
+
+
+def _deltas(is_negative: NDArray[np.uint8 | np.uint16], size: int) -> NDArray[np.uint8]:
+    """1, or -1 where it is not zero, for each of `size` weights: (N, B, 256 / size) -> (N, B, 256)."""
+    return np.repeat(np.where(is_negative, np.uint8(0xFF), np.uint8(1)), size, axis=-1)
+
+
+def _scaled(
+    layout: BlockLayout,
+    weights: NDArray[np.uint8],
+    d: NDArray[np.float32],
+    scale: NDArray[T],
+) -> Blocks:
+    """Make blocks of w = d * (2 * scale + 1) * weight.
+
+    Args:
+        layout: of 8 bits without an offset.
+        weights: (N, B, 256) two's complements.
+        d: (N, B).
+        scale: (N, B, 256 / block_size) integers.
+    """
+    q = _sub_blocks(_centred(weights, 0), layout.block_size)
+    factors = 2 * scale.astype(np.float32) + 1
+    return Blocks(layout, q, _sub_blocks(d[..., None] * factors), None)
+
+
+def _ternary(q: NDArray[np.uint8], d: NDArray[np.float32]) -> Blocks:
+    """Make blocks of w = d * (q - 1): q (N, B, 256), d (N, B), the same for eight sub-blocks."""
+    packed = _nibbles(_sub_blocks(q + np.uint8(7), 32))
+    return Blocks(FOUR_BITS, packed, np.repeat(d, 8, axis=-1), None)
+
+
 def _sub_blocks(values: NDArray[T], size: int = 0) -> NDArray[T]:
     """(N, B, ...) -> (N, S), or (N, S, size)."""
     count = math.prod(values.shape[1:])
@@ -193,6 +383,12 @@ def _sub_blocks(values: NDArray[T], size: int = 0) -> NDArray[T]:
 def _halves(qs: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """(..., n) bytes -> (..., 2 n): all low halves, then all high ones."""
     return np.concatenate((qs & np.uint8(0x0F), qs >> np.uint8(4)), axis=-1)
+
+
+def _pairs(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(N, B, n) bytes -> (N, B, 2 n): each low half and then its high one."""
+    both = np.stack((packed & np.uint8(0x0F), packed >> np.uint8(4)), axis=-1)
+    return both.reshape(*packed.shape[:2], 2 * packed.shape[2])
 
 
 def _bits(qh: NDArray[np.uint8]) -> NDArray[np.uint8]:
