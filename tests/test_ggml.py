@@ -6,7 +6,7 @@ import gguf
 import numpy as np
 import pytest
 
-from weightpkg.formats import ggml
+from weightpkg.formats import ggml, ggml_blocks, ggml_grids
 from weightpkg.tensor import BlockLayout, Blocks
 
 if TYPE_CHECKING:
@@ -14,11 +14,13 @@ if TYPE_CHECKING:
 
 TYPES = {kind.name: kind for kind in ggml.GGML_TYPES.values()}
 BLOCK_TYPES = [kind.name for kind in TYPES.values() if isinstance(kind.layout, BlockLayout)]
-QUANTIZED = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "MXFP4"]  # those that the reference can make
+# those that the reference can make
+QUANTIZED = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4"]
 # where in a block its float16 numbers begin: the scale first
 FLOATS = {
     "Q4_1": (0, 2), "Q5_1": (0, 2), "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2),
-    "Q5_K": (0, 2), "Q6_K": (208,), "MXFP4": (),
+    "Q5_K": (0, 2), "Q6_K": (208,), "TQ1_0": (52,), "TQ2_0": (64,), "MXFP4": (),
+    "IQ1_M": (54,),  # its upper byte at least: `write_scale`
 }  # fmt: skip
 SCALES = {
     "zero": 0x0000,
@@ -75,6 +77,16 @@ def random_rows(name: str, rows: int, k_blocks: int, seed: int = 0) -> NDArray[n
     return raw.reshape(rows, -1)
 
 
+def write_scale(name: str, raw: NDArray[np.uint8], scale: int) -> None:
+    """Write a float16, given as 16 bits, into every block. raw: (N, k_blocks, type_size)."""
+    if name == "IQ1_M":  # which has it in the upper four bits of four u16
+        for place, part in zip(range(49, 57, 2), (0, 4, 8, 12), strict=True):
+            raw[..., place] = raw[..., place] & 0x0F | (scale >> part & 0x0F) << 4
+        return
+    for place in FLOATS.get(name, (0,))[:1]:
+        raw[..., place : place + 2] = np.array([scale], "<u2").view(np.uint8)
+
+
 def test_knows_every_type_of_the_reference_with_its_sizes() -> None:
     ours = {i: (kind.name, kind.block_size, kind.type_size) for i, kind in ggml.GGML_TYPES.items()}
     theirs = {kind.value: (kind.name, *sizes) for kind, sizes in gguf.GGML_QUANT_SIZES.items()}
@@ -90,7 +102,8 @@ def test_every_layout_can_be_decoded() -> None:
 def test_names_the_types_that_are_converted() -> None:
     assert ggml.convertible_types() == [
         "F32", "F16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K",
-        "IQ4_NL", "IQ4_XS", "BF16", "MXFP4",
+        "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S", "IQ4_NL", "IQ3_S", "IQ2_S", "IQ4_XS", "IQ1_M", "BF16",
+        "TQ1_0", "TQ2_0", "MXFP4",
     ]  # fmt: skip
 
 
@@ -136,6 +149,54 @@ def test_reads_a_block_of_q8_0() -> None:
     assert ggml.dequantize(blocks).tolist() == [[value * 0.25 for value in q]]
 
 
+def test_reads_a_block_of_tq1_0() -> None:
+    first = (2 * 81 + 0 * 27 + 1 * 9 + 2 * 3 + 1) * 256 // 243 + 1  # 0.20121 in base 3, rounded up
+    raw = np.array([[first] + 51 * [0] + [0x00, 0x38]], np.uint8)  # d = 0.5
+    blocks = decoded("TQ1_0", raw)
+    assert blocks.layout == BlockLayout(4, 32, has_offset=False)
+    assert blocks.scale.tolist() == [8 * [0.5]]
+    found = ggml.dequantize(blocks)[0]
+    # the digits of the first byte are 32 weights apart, and the digit 0 is the weight -1
+    assert found[:160:32].tolist() == [0.5, -0.5, 0, 0.5, 0]
+    assert (np.delete(found, range(0, 160, 32)) == -0.5).all()
+
+
+def test_reads_a_block_of_tq2_0() -> None:
+    raw = np.array([[0b01_00_10_01] + 63 * [0x55] + [0x00, 0x38]], np.uint8)  # d = 0.5
+    found = ggml.dequantize(decoded("TQ2_0", raw))[0]
+    assert found[:128:32].tolist() == [0, 0.5, -0.5, 0]  # from the lowest bits upwards
+    assert (np.delete(found, range(0, 128, 32)) == 0).all()
+
+
+def test_reads_a_block_of_iq2_xxs() -> None:
+    raw = np.zeros((1, 66), np.uint8)
+    raw[0, :2] = 0x00, 0x48  # d = 8
+    raw[0, 2:6] = 1, 0, 0, 0  # point 1 of the grid: 2, and 0 seven times
+    raw[0, 6:10] = (
+        0b0000001,
+        0,
+        0,
+        0x30,
+    )  # the first of seven signs, so the eighth too; a scale of 3
+    blocks = decoded("IQ2_XXS", raw)
+    assert blocks.layout == BlockLayout(8, 32, has_offset=False)
+    assert blocks.q[0, 0, :9].tolist() == [128 - 43, *(6 * [128 + 8]), 128 - 8, 128 + 8]
+    assert blocks.scale.tolist() == [[7.0, *(7 * [1.0])]]  # d / 8 * (2 * 3 + 1)
+
+
+def test_reads_a_block_of_iq1_m() -> None:
+    raw = np.zeros((1, 56), np.uint8)
+    raw[0, :2] = 2, 0  # point 2 of the grid: 1, 1, and 0 six times, which are 0, 0, -1 ...
+    raw[0, 32] = 0x08  # the first delta is negative, the second is not
+    raw[0, 48:] = 0x02, 0, 0, 0, 0, 0xC0, 0, 0x30  # a scale of 2; d = 0x3c00, which is 1
+    blocks = decoded("IQ1_M", raw)
+    assert blocks.layout == BlockLayout(8, 16, has_offset=False)
+    eighths = [-1, -1, *(6 * [-9]), *(8 * [-7])]
+    assert blocks.q[0, 0].tolist() == [128 + value for value in eighths]
+    assert blocks.scale.tolist() == [[5 / 8, *(15 * [1 / 8])]]
+    assert ggml.dequantize(blocks)[0, :16].tolist() == [value * 5 / 8 for value in eighths]
+
+
 def test_reads_dense_rows() -> None:
     raw = np.array([[0x80, 0x3F, 0x20, 0xC0]], np.uint8)
     assert ggml.dense_rows(raw, "bfloat16").tolist() == [[1.0, -2.5]]
@@ -147,7 +208,7 @@ def test_reads_dense_rows() -> None:
 
 @pytest.mark.parametrize("name", ["F32", "F16", "BF16", *QUANTIZED])
 def test_equals_the_reference_on_quantised_weights(name: str) -> None:
-    values = np.random.default_rng(1).standard_normal((24, 320), np.float32)
+    values = np.random.default_rng(1).standard_normal((24, 768), np.float32)
     raw = gguf.quants.quantize(values, gguf.GGMLQuantizationType[name])
     assert_equal_to_reference(name, np.ascontiguousarray(raw).view(np.uint8))
 
@@ -161,9 +222,29 @@ def test_equals_the_reference_on_random_bytes(name: str) -> None:
 @pytest.mark.parametrize("name", BLOCK_TYPES)
 def test_equals_the_reference_on_extreme_scales(name: str, scale: int) -> None:
     raw = random_rows(name, 4, 3).reshape(4, 3, -1)
-    for place in FLOATS.get(name, (0,))[:1]:
-        raw[..., place : place + 2] = np.array([scale], "<u2").view(np.uint8)
+    write_scale(name, raw, scale)
     assert_equal_to_reference(name, raw.reshape(4, -1))
+
+
+@pytest.mark.parametrize("byte", [0x00, 0x0F, 0x55, 0x80, 0xFF])
+@pytest.mark.parametrize("name", BLOCK_TYPES)
+def test_equals_the_reference_on_blocks_of_one_byte(name: str, byte: int) -> None:
+    raw = np.full((2, 3, TYPES[name].type_size), byte, np.uint8)
+    for place in FLOATS.get(name, (0,)):
+        raw[..., place : place + 2] = 0x3C  # 1.06
+    if name == "MXFP4":
+        raw[..., 0] &= 0x7F
+    assert_equal_to_reference(name, raw.reshape(2, -1))
+
+
+@pytest.mark.parametrize("name", ["IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"])
+def test_equals_the_reference_in_every_point_of_a_grid(name: str) -> None:
+    theirs = getattr(gguf.quants, name)
+    theirs.init_grid()
+    grid = ggml_grids.IQ1 if name == "IQ1_S" else getattr(ggml_grids, name)
+    points = ggml_blocks._values(grid)[:, None].view(np.int8)
+    assert points.shape == theirs.grid_shape
+    np.testing.assert_array_equal(points, theirs.grid[0, 0] * (8 if name == "IQ1_S" else 1))
 
 
 @pytest.mark.parametrize("minimum", SCALES.values(), ids=SCALES.keys())

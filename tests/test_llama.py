@@ -269,10 +269,10 @@ def test_refuses_a_file_that_does_not_fit(
 
 
 def test_refuses_a_block_type_that_is_not_converted(tmp_path: Path) -> None:
-    path = tiny_llama(tmp_path / "tq.gguf", weights="F32")
-    ternary = TensorBytes("blk.0.attn_q.weight", (256, 64), 35, bytes(64 * 66))
-    edit_gguf(path, {}, drop="blk.0.attn_q.weight", add=[ternary])
-    with pytest.raises(UnsupportedQuantizationError, match=r"blk\.0.*TQ2_0"):
+    path = tiny_llama(tmp_path / "odd.gguf", weights="F32")
+    odd = TensorBytes("blk.0.attn_q.weight", (256, 64), 15, bytes(64 * 292))
+    edit_gguf(path, {}, drop="blk.0.attn_q.weight", add=[odd])
+    with pytest.raises(UnsupportedQuantizationError, match=r"blk\.0.*Q8_K"):
         convert(path, DIGEST, tmp_path, Silence())
 
 

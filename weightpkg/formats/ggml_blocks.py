@@ -199,7 +199,8 @@ def iq2_xxs(raw: NDArray[np.uint8]) -> Blocks:
     q = groups[..., :4].reshape(*raw.shape[:2], 32)
     signs, scale = _signs_and_scales(groups[..., 4:].view("<u4")[..., 0])
     weights = _negated(_points(grids.IQ2_XXS, q), signs)
-    return _scaled(EIGHT_BITS, weights, _float16(raw, 0) * np.float32(1 / 8), scale)
+    d = _float16(raw, 0) * np.float32(1 / 8)
+    return _scaled(EIGHT_BITS, weights, d, scale)
 
 
 def iq2_xs(raw: NDArray[np.uint8]) -> Blocks:
@@ -210,9 +211,8 @@ def iq2_xs(raw: NDArray[np.uint8]) -> Blocks:
     qs = raw[..., 2:66].view("<u2")
     signs = _eight_signs((qs >> np.uint16(9)).astype(np.uint8))
     weights = _negated(_points(grids.IQ2_XS, qs & np.uint16(0x1FF)), signs)
-    return _scaled(
-        EIGHT_BITS_16, weights, _float16(raw, 0) * np.float32(1 / 8), _pairs(raw[..., 66:])
-    )
+    d = _float16(raw, 0) * np.float32(1 / 8)
+    return _scaled(EIGHT_BITS_16, weights, d, _pairs(raw[..., 66:]))
 
 
 def iq2_s(raw: NDArray[np.uint8]) -> Blocks:
@@ -223,9 +223,8 @@ def iq2_s(raw: NDArray[np.uint8]) -> Blocks:
     high = raw[..., 66:74, None] >> np.array([0, 2, 4, 6], np.uint8) & np.uint8(3)
     q = _joined_bytes(raw[..., 2:34], high.reshape(*raw.shape[:2], 32))
     weights = _negated(_points(grids.IQ2_S, q), raw[..., 34:66])
-    return _scaled(
-        EIGHT_BITS_16, weights, _float16(raw, 0) * np.float32(1 / 8), _pairs(raw[..., 74:])
-    )
+    d = _float16(raw, 0) * np.float32(1 / 8)
+    return _scaled(EIGHT_BITS_16, weights, d, _pairs(raw[..., 74:]))
 
 
 def iq3_xxs(raw: NDArray[np.uint8]) -> Blocks:
@@ -235,7 +234,8 @@ def iq3_xxs(raw: NDArray[np.uint8]) -> Blocks:
     """
     signs, scale = _signs_and_scales(raw[..., 66:].view("<u4"))
     weights = _negated(_points(grids.IQ3_XXS, raw[..., 2:66]), signs)
-    return _scaled(EIGHT_BITS, weights, _float16(raw, 0) * np.float32(1 / 4), scale)
+    d = _float16(raw, 0) * np.float32(1 / 4)
+    return _scaled(EIGHT_BITS, weights, d, scale)
 
 
 def iq3_s(raw: NDArray[np.uint8]) -> Blocks:
@@ -254,19 +254,14 @@ def iq1_s(raw: NDArray[np.uint8]) -> Blocks:
     """IQ1_S, 50 bytes for 256 weights: d f16, qs 32 x u8, qh 8 x u16, each for 32 weights.
 
     The lowest 12 bits of a qh are the upper 3 of four q, then come 3 of scale and the sign of delta:
-    w = d * (2 * scale + 1) * (GRID[q] + delta), delta 1/8 or -1/8, 8 weights a q. Here GRID[q] and
-    delta are taken eight times and d / 8, so that all are integers.
+    w = d / 8 * (2 * scale + 1) * (GRID[q] + delta), delta 1 or -1, 8 weights a q.
     """
     qh = raw[..., 34:].view("<u2")  # (N, B, 8)
     high = (qh[..., None] >> np.array([0, 3, 6, 9], np.uint16) & np.uint16(7)).astype(np.uint8)
     q = _joined_bytes(raw[..., 2:34], high.reshape(*raw.shape[:2], 32))
-    weights = _points(grids.IQ1, q) * np.uint8(8) + _deltas(qh & np.uint16(0x8000), 32)
-    return _scaled(
-        EIGHT_BITS,
-        weights,
-        _float16(raw, 0) * np.float32(1 / 8),
-        qh >> np.uint16(12) & np.uint16(7),
-    )
+    weights = _points(grids.IQ1, q) + _deltas(qh & np.uint16(0x8000), 32)
+    d = _float16(raw, 0) * np.float32(1 / 8)
+    return _scaled(EIGHT_BITS, weights, d, qh >> np.uint16(12) & np.uint16(7))
 
 
 def iq1_m(raw: NDArray[np.uint8]) -> Blocks:
@@ -277,7 +272,7 @@ def iq1_m(raw: NDArray[np.uint8]) -> Blocks:
     """
     qh = _pairs(raw[..., 32:48])  # (N, B, 32)
     q = _joined_bytes(raw[..., :32], qh & np.uint8(7))
-    weights = _points(grids.IQ1, q) * np.uint8(8) + _deltas(qh & np.uint8(8), 8)
+    weights = _points(grids.IQ1, q) + _deltas(qh & np.uint8(8), 8)
     words = raw[..., 48:].view("<u2")  # (N, B, 4)
     parts = words >> np.uint16(12) << np.array([0, 4, 8, 12], np.uint16)
     d = np.bitwise_or.reduce(parts, axis=-1).view(np.float16).astype(np.float32)
@@ -300,7 +295,7 @@ def _k_scales(raw: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.f
 
 @cache
 def _values(grid: grids.Grid) -> NDArray[np.generic]:
-    """Read a grid, once: (points,), each its int8 values as one item: looked up 5 times as fast."""
+    """Read a grid, once: (points,), the int8 values of each as one item, for the speed of look-ups."""
     bits = 16 // grid.size
     points = np.frombuffer(bytes.fromhex(grid.points), ">u2")[:, None]
     levels = points >> bits * np.arange(grid.size, dtype=np.uint16) & np.uint16((1 << bits) - 1)
@@ -344,7 +339,7 @@ def _signs_and_scales(
 
 
 def _deltas(is_negative: NDArray[np.uint8 | np.uint16], size: int) -> NDArray[np.uint8]:
-    """1, or -1 where it is not zero, for each of `size` weights: (N, B, 256 / size) -> (N, B, 256)."""
+    """(N, B, 256 / size) -> (N, B, 256): 1, and -1 where it is not zero, for `size` weights each."""
     return np.repeat(np.where(is_negative, np.uint8(0xFF), np.uint8(1)), size, axis=-1)
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 class Grid(NamedTuple):
     """A table of points, each what `size` neighbouring weights are before their scale and signs.
 
-    values: what levels 0, 1 ... stand for.
+    values: what levels 0, 1 ... stand for; in eighths for IQ1, whose weights are not whole numbers.
     points: their levels, sixteen points a line: in hexadecimal, as a number of 16 bits in which each
         weight has 16 / size bits, the first one the lowest.
     """
@@ -196,7 +196,7 @@ IQ3_S = Grid(4, (1, 3, 5, 7, 9, 11, 13, 15), """
 7230 7251 7302 7332 7335 7353 7401 7405 7413 7420 7450 7522 7542 7602 7631 7700
 """)  # fmt: skip
 
-IQ1 = Grid(8, (-1, 0, 1), """
+IQ1 = Grid(8, (-8, 0, 8), """
 0000 0002 0005 0008 000a 0011 0015 0020 0022 0028 002a 0045 0051 0054 0056 0065
 0080 0082 0088 008a 0095 00a0 00a2 00a8 00aa 0104 0105 0111 0114 0116 0119 011a
 0125 0141 0146 0149 0152 0155 015a 0161 0164 0166 0168 0185 0191 0194 0196 01a5
