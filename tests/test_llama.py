@@ -14,8 +14,17 @@ import onnxruntime as ort
 import onnxruntime_genai as genai
 import pytest
 
-from factories import HEAD_SIZE, KV_HEADS, LAYERS, TensorBytes, edit_gguf, tiny_llama
+from factories import (
+    HEAD_SIZE,
+    HIDDEN_SIZE,
+    KV_HEADS,
+    LAYERS,
+    TensorBytes,
+    edit_gguf,
+    tiny_llama,
+)
 from float32_llama import Llama
+from test_ggml import BLOCK_TYPES, TYPES, random_rows, write_scale
 from weightpkg.convert import CONVERTER_VERSION, conversion_key, rope
 from weightpkg.convert.pipeline import convert
 from weightpkg.digest import Digest
@@ -27,6 +36,7 @@ from weightpkg.errors import (
     UnsupportedQuantizationError,
     WeightpkgError,
 )
+from weightpkg.formats.ggml import GGML_TYPES
 from weightpkg.progress import Silence
 from weightpkg.run.model import Model
 from weightpkg.store import tree_digest
@@ -132,6 +142,36 @@ def test_logits_equal_exact_arithmetic(convert_tiny: Convert, variation: str) ->
     expected = Llama.read(directory.with_suffix(".gguf")).logits(TOKENS)
     logits = Decoder.exact(directory).run(np.array([TOKENS]))[0][0]
     np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", [name for name in BLOCK_TYPES if TYPES[name].block_size == 256])
+def test_logits_of_random_wide_blocks_equal_exact_arithmetic(tmp_path: Path, name: str) -> None:
+    source = widen(tiny_llama(tmp_path / "tiny.gguf", weights="F32"), name)
+    directory = tmp_path / "out"
+    directory.mkdir()
+    convert(source, DIGEST, directory, Silence())
+    expected = Llama.read(source).logits(TOKENS)
+    logits = Decoder.exact(directory).run(np.array([TOKENS]))[0][0]
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-4 * np.abs(expected).max())
+
+
+def widen(path: Path, name: str) -> Path:
+    """Make a tiny Llama's feed-forward 256 wide, and its last matrices of random blocks."""
+    type_ids = {kind.name: number for number, kind in GGML_TYPES.items()}
+    random = np.random.default_rng(0)
+    for i in range(LAYERS):
+        blocks = random_rows(name, HIDDEN_SIZE, 1, seed=i)
+        write_scale(name, blocks.reshape(HIDDEN_SIZE, 1, -1), 0x1400)  # 2 ** -10
+        for part in ("gate", "up"):
+            rows = random.normal(0, HIDDEN_SIZE**-0.5, (256, HIDDEN_SIZE)).astype(np.float32)
+            replace(path, f"blk.{i}.ffn_{part}.weight", (HIDDEN_SIZE, 256), 0, rows.tobytes())
+        down = f"blk.{i}.ffn_down.weight"
+        replace(path, down, (256, HIDDEN_SIZE), type_ids[name], blocks.tobytes())
+    return edit_gguf(path, {"llama.feed_forward_length": 256})
+
+
+def replace(path: Path, name: str, shape: tuple[int, ...], type_id: int, content: bytes) -> None:
+    edit_gguf(path, {}, drop=name, add=[TensorBytes(name, shape, type_id, content)])
 
 
 @pytest.mark.parametrize("weights", ["F32", "Q4_1"])
