@@ -19,7 +19,7 @@ PACKAGE = Path(weightpkg.__file__).parent
 
 ORDER = [
     "errors", "progress", "digest", "requirement", "tensor", "package", "document",
-    "formats", "formats.ggml_grids", "formats.ggml_blocks",
+    "formats", "formats.mapped", "formats.strangers", "formats.ggml_grids", "formats.ggml_blocks",
     "formats.ggml", "formats.gguf_header", "formats.gguf",
     "index", "files", "store",
     "sources", "sources.transport", "sources.wheel", "sources.pip_config", "sources.https",
