@@ -21,6 +21,7 @@ ORDER = [
     "errors", "progress", "digest", "requirement", "tensor", "package", "document",
     "formats", "formats.mapped", "formats.strangers", "formats.ggml_grids", "formats.ggml_blocks",
     "formats.ggml", "formats.gguf_header", "formats.gguf",
+    "formats.json_text", "formats.safetensors_header", "formats.safetensors",
     "index", "files", "store",
     "sources", "sources.transport", "sources.wheel", "sources.pip_config", "sources.https",
     "sources.local", "sources.pypi", "sources.openers",

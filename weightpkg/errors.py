@@ -168,6 +168,22 @@ class GGUFError(FormatError):
     """A GGUF file breaks a rule of the format."""
 
 
+class SafetensorsError(FormatError):
+    """A safetensors file, or the index of several, breaks a rule of the format."""
+
+
+class PickleError(FormatError):
+    """A file holds a Python pickle, whatever it is called: loading it could run any code."""
+
+    def __init__(self, file: str, reason: str) -> None:
+        super().__init__(
+            file,
+            "file",
+            f"{reason}, which could run code and is never loaded",
+            hint="use the model's safetensors or GGUF files",
+        )
+
+
 class ConvertError(WeightpkgError):
     """A well-formed model file that cannot become an ONNX model."""
 

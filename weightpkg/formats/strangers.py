@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from weightpkg.errors import FormatError, PickleError
+from weightpkg.formats.mapped import map_file
 
 _MODELS = {"GGUF": rb"GGUF", "safetensors": rb".{7}\x00\{"}
 
@@ -30,3 +35,48 @@ def recognise(start: bytes, expected: str) -> str | None:
         if re.match(pattern, start, re.DOTALL | re.IGNORECASE):
             return hint
     return None
+
+
+_PICKLE = re.compile(
+    rb"\x80[\x00-\x05]"  # the first instruction: protocol
+    rb"(?!..\x00{4}[ \t\n\r{])",  # the size of a header of 640 bytes begins so, too
+    re.DOTALL,
+)
+# A zip file has its members' names before their bytes and once more at its end; PyTorch writes
+# `data.pkl` first.
+_SEARCHED = 1024 * 1024
+_ZIP_HEADERS = ((b"PK\x03\x04", 26, 30), (b"PK\x01\x02", 28, 46))  # size of the name, name
+
+
+def refuse_pickle(path: Path, *, name: str | None = None) -> None:
+    """Refuse a Python pickle or a zip file of pickles, such as a PyTorch checkpoint.
+
+    It tells people what they have; nothing rests on it, as only GGUF and safetensors are read, and
+    strictly. Pickles of protocol 0 and 1, which begin like any text, are not told from others.
+
+    Args:
+        path: any file that is not empty.
+        name: what to call it in errors, if not by its path.
+
+    Raises:
+        PickleError: it is one.
+        FormatError: it cannot be read, or is empty.
+    """
+    name = name or str(path)
+    with map_file(path, name, FormatError) as content:
+        start, end = content[:_SEARCHED], content[-_SEARCHED:]
+    if _PICKLE.match(start):
+        raise PickleError(name, "is a Python pickle")
+    if any(member.endswith(b".pkl") for part in (start, end) for member in _zip_members(part)):
+        raise PickleError(name, "is a PyTorch checkpoint of a Python pickle")
+
+
+def _zip_members(part: bytes) -> Iterator[bytes]:
+    """Yield the end of each member's name."""
+    for signature, size_at, name_at in _ZIP_HEADERS:
+        place = part.find(signature)
+        while place >= 0:
+            size = int.from_bytes(part[place + size_at : place + size_at + 2], "little")
+            end = place + name_at + size
+            yield part[max(place + name_at, end - 8) : end]
+            place = part.find(signature, place + len(signature))
