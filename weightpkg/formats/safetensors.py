@@ -136,8 +136,7 @@ class SafetensorsCheckpoint:
         Raises:
             SafetensorsError: there is none, a file breaks a rule, or index and files disagree.
         """
-        if path.is_dir():
-            path = _find(path, name or str(path))
+        path = _find(path, name or str(path))
         if path.suffix == ".json":
             return cls.open_index(path, name=name)
         file = SafetensorsFile.open(path, name=name)
@@ -245,15 +244,23 @@ def _read_entry(name: str, tensor: str, shard: JSON) -> str:
     return shard
 
 
-def _find(directory: Path, name: str) -> Path:
-    found = [entry for entry in (SINGLE_FILE, INDEX_FILE) if (directory / entry).exists()]
+def _find(path: Path, name: str) -> Path:
+    """Return the file to begin with: `path`, or what it has if it is a directory."""
+    try:
+        if not path.is_dir():
+            return path
+        found = [entry for entry in (SINGLE_FILE, INDEX_FILE) if (path / entry).exists()]
+    except OSError as error:
+        reason = f"cannot be read: {error.strerror}"
+        raise SafetensorsError(name, "file", reason) from error
     if not found:
-        raise SafetensorsError(name, "directory", f"has neither `{SINGLE_FILE}` nor `{INDEX_FILE}`")
+        reason = f"has neither `{SINGLE_FILE}` nor `{INDEX_FILE}`"
+        raise SafetensorsError(name, "directory", reason)
     if len(found) > 1:
         hint = "give the path of the one that is meant"
         reason = f"has both `{SINGLE_FILE}` and `{INDEX_FILE}`"
         raise SafetensorsError(name, "directory", reason, hint=hint)
-    return directory / found[0]
+    return path / found[0]
 
 
 def _given(shard: str, files: Mapping[str, Path], name: str) -> Path:
