@@ -268,9 +268,14 @@ def metadata_with_an_object() -> Attack:
     return Attack(content, "`__metadata__`: the value of 'config' is not a string")
 
 
+def shape_with_half_a_character() -> Attack:
+    content = _text('{"a": {"dtype": "F32", "shape": ["\\uDFFF"], "data_offsets": [0, 8]}}')
+    return Attack(content, r"header: has half of a character, '\udfff'")
+
+
 def metadata_with_half_a_character() -> Attack:
     content = _text('{"__metadata__": {"a": "b\\ud800"}}', b"")
-    return Attack(content, r"header: the text 'b\ud800' has half of a character")
+    return Attack(content, r"header: has half of a character, '\ud800'")
 
 
 # Names
@@ -298,7 +303,7 @@ def name_with_reversed_writing() -> Attack:
 
 def name_with_half_a_character() -> Attack:
     content = _text(f'{{"\\udc00": {_ENTRY}}}')
-    return Attack(content, r"header: the text '\udc00' has half of a character")
+    return Attack(content, r"header: has half of a character, '\udc00'")
 
 
 def name_climbs_up() -> Attack:

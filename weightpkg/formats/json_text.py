@@ -8,6 +8,7 @@ take the first or the last.
 from __future__ import annotations
 
 import json
+import re
 from typing import TypeAlias
 
 from weightpkg.errors import shown
@@ -18,6 +19,9 @@ JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | Non
 # that make elements are bounded: 100,000 tensors with all that is said of them have that many.
 MAX_MARKS = 1024 * 1024
 _MAX_DIGITS = 40
+
+# An escape for the half of a character beyond U+FFFF; two such are one character.
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def read_json(content: bytes) -> JSON:
@@ -39,8 +43,12 @@ def read_json(content: bytes) -> JSON:
             parse_float=_read_float,
             parse_constant=_refuse_constant,
         )
+        if _HALF.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise ValueError(f"is not JSON at character {error.pos:,}: {error.msg}") from error
+    except UnicodeEncodeError as error:
+        raise ValueError(f"has half of a character, {error.object[error.start]!r}") from error
     except RecursionError as error:
         raise ValueError("is nested too deep") from error
     return value
@@ -51,18 +59,8 @@ def _read_object(pairs: list[tuple[str, JSON]]) -> dict[str, JSON]:
     for key, value in pairs:
         if key in found:
             raise ValueError(f"the key {shown(key)!r} is there twice")
-        _check_text(key)
-        if isinstance(value, str):
-            _check_text(value)
         found[key] = value
     return found
-
-
-def _check_text(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"the text {shown(text)!r} has half of a character") from error
 
 
 def _read_int(digits: str) -> int | float:
