@@ -15,8 +15,9 @@ from threading import Event, Lock, Thread
 from typing import cast
 
 from faults import FAULTS
-from faults.exchange import Exchange, Request, Tally, read_request, strong_etag
+from faults.exchange import Exchange, Tally
 from faults.fault import Answer, Fault, tells
+from http_message import Request, read_request, strong_etag
 
 __all__ = ["FAULTS", "Fault", "FaultServer", "Request", "fault_server"]
 

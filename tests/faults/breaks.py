@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from faults.exchange import Exchange, Reply
+from faults.exchange import Exchange
 from faults.fault import Answer, Fault, answers_right, closes, half
 from faults.lengths import UNTIL_CLOSED, chunk, chunked
+from http_message import Reply
 
 Break = Callable[[Exchange, Reply, bytes], None]
 """Sends an answer of which only these bytes arrive."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import gzip
 from collections.abc import Callable
 
-from faults.exchange import Exchange, right, whole
+from faults.exchange import Exchange
 from faults.fault import Answer, Fault, answers_right, closes_first
 from faults.lengths import EXTRA
+from http_message import right, whole
 
 _INVERTED = bytes(255 - value for value in range(256))
 

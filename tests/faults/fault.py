@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from faults.exchange import Exchange, Reply
+from faults.exchange import Exchange
+from http_message import Reply
 
 Outcome = Literal["succeeds", "fails", "either"]
 Answer = Callable[[Exchange], None]

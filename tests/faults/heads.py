@@ -9,8 +9,9 @@ from email.utils import formatdate
 from itertools import chain, repeat
 
 from faults.breaks import once
-from faults.exchange import Exchange, Reply
+from faults.exchange import Exchange
 from faults.fault import Answer, Fault, Outcome, answers_right, closes, tells
+from http_message import Reply
 
 
 def first(answer: Answer) -> Answer:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from faults.exchange import Exchange, Reply
+from faults.exchange import Exchange
 from faults.fault import Answer, Fault, closes
+from http_message import Reply
 
 EXTRA = bytes(1000)
 UNTIL_CLOSED = {"Content-Length": None, "Connection": "close"}

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from faults.exchange import OK, Exchange, Reply, part, right, whole
+from faults.exchange import Exchange
 from faults.fault import Answer, Fault, closes, closes_first
+from http_message import OK, Reply, part, right, whole
 
 PIECE_SIZE = 64 * 1024
 Change = Callable[[Exchange, Reply], Reply]
