@@ -49,6 +49,11 @@ class FaultServer:
         return self.tally.sent
 
     @property
+    def n_connections(self) -> int:
+        """How many connections the server has not yet closed."""
+        return self._listener.n_open
+
+    @property
     def requests(self) -> list[Request]:
         return self.tally.requests
 
@@ -79,6 +84,11 @@ class _Listener(ThreadingTCPServer):
         self.server = server
         self._lock = Lock()
         self._open: set[socket.socket] = set()
+
+    @property
+    def n_open(self) -> int:
+        with self._lock:
+            return len(self._open)
 
     def process_request(self, request: object, client_address: object) -> None:
         with self._lock:

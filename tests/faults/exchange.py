@@ -15,6 +15,9 @@ from threading import Event, Lock
 
 from http_message import Reply, Request, right
 
+# so little that what is counted and not yet sent matters to nobody
+_PIECE_SIZE = 16 * 1024
+
 
 class Tally:
     """What a server was asked and what it sent; several connections add to it at once."""
@@ -84,11 +87,13 @@ class Exchange:
 
     def body(self, sent: bytes) -> None:
         """Send bytes of a body and count them; a HEAD request gets none."""
-        rest = memoryview(b"" if self.request.method == "HEAD" else sent)
-        while rest:
-            n_sent = self.connection.send(rest[: 64 * 1024])
-            self.tally.add(n_sent)
-            rest = rest[n_sent:]
+        if self.request.method == "HEAD":
+            return
+        for start in range(0, len(sent), _PIECE_SIZE):
+            piece = sent[start : start + _PIECE_SIZE]
+            # before it is sent, or a client could have bytes that are not yet counted
+            self.tally.add(len(piece))
+            self.connection.sendall(piece)
 
     def wait(self, seconds: float | None = None) -> None:
         """Do nothing for so long, or for ever; end at once when the server is closed."""
