@@ -16,6 +16,7 @@ class Run:
     """What one process took."""
 
     wall_s: float
+    cpu_s: float
     peak_bytes: int
     first_output_s: float
 
@@ -40,7 +41,7 @@ def run(command: Sequence[str]) -> Run:
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
-    return Run(wall, usage.ru_maxrss * 1024, first)
+    return Run(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, first)
 
 
 def alternate(commands: Sequence[Sequence[str]], runs: int) -> list[list[Run]]:
@@ -51,6 +52,6 @@ def alternate(commands: Sequence[Sequence[str]], runs: int) -> list[list[Run]]:
     return [list(column) for column in zip(*rounds, strict=True)]
 
 
-def median(runs: Sequence[Run], figure: Literal["wall_s", "peak_bytes", "first_output_s"]) -> float:
+def median(runs: Sequence[Run], figure: Literal["wall_s", "cpu_s", "peak_bytes", "first_output_s"]) -> float:
     """The median of one figure."""
     return float(statistics.median(getattr(each, figure) for each in runs))
