@@ -26,6 +26,7 @@ ORDER = [
     "sources.local", "sources.pypi", "sources.openers",
     "fetch", "resolve",
     "convert", "convert.graph", "convert.weights", "convert.rope", "convert.blocks",
+    "convert.hyperparameters",
     "convert.archs", "convert.archs.llama", "convert.tokenizer", "convert.genai",
     "convert.directory", "convert.pipeline",
     "install", "verify", "settings",
