@@ -108,6 +108,27 @@ class Weights:
             )
 
 
+def expand_names(
+    whole: Mapping[str, str], layer: Mapping[str, str], n_layers: int, layers: str = "model.layers"
+) -> dict[str, str]:
+    """Return each GGUF tensor name with its canonical name, for weights and biases alike.
+
+    Args:
+        whole: names of what the model has once, without `.weight` and `.bias`.
+        layer: the same for what each layer has, without the layer's own name.
+        n_layers: how many there are.
+        layers: the canonical name of all layers.
+    """
+    names = dict(whole)
+    for i in range(n_layers):
+        names |= {f"blk.{i}.{gguf}": f"{layers}.{i}.{name}" for gguf, name in layer.items()}
+    return {
+        f"{gguf}.{part}": f"{name}.{part}"
+        for gguf, name in names.items()
+        for part in ("weight", "bias")
+    }
+
+
 def read_gguf(file: GGUFFile, names: Mapping[str, str]) -> Weights:
     """Return a GGUF file's tensors under their canonical names.
 

@@ -121,8 +121,7 @@ def build(graph: Graph, weights: Weights, config: Config) -> None:
         UnsupportedArchitectureError: the factors of the rotary frequencies are not positive.
     """
     vocabulary, width = config.vocab_size, config.hidden_size
-    ids = graph.input("input_ids", np.int64, ("batch_size", "sequence_length"))
-    mask = graph.input("attention_mask", np.int64, ("batch_size", "total_sequence_length"))
+    ids, mask = blocks.token_inputs(graph)
     shared = _attention_inputs(graph, mask, weights, config)
 
     table = weights.take("model.embed_tokens.weight", (vocabulary, width))
@@ -134,13 +133,8 @@ def build(graph: Graph, weights: Weights, config: Config) -> None:
 
     norm = weights.take("model.norm.weight", (width,))
     x, _ = blocks.add_rms_norm(graph, x, update, norm, config.rms_norm_eps)
-    head = embedding
-    if "lm_head.weight" in weights:
-        output = weights.take("lm_head.weight", (vocabulary, width))
-        head = blocks.add_matrix(graph, output.name, [output])
-    logits = blocks.linear(graph, blocks.last_positions(graph, x), head)
-    (logits,) = graph.op("Identity", (logits,), outputs=("logits",))
-    graph.output(logits, np.float32, ("batch_size", "logits_length", vocabulary))
+    head = blocks.add_head(graph, weights, embedding)
+    blocks.output_logits(graph, blocks.head(graph, x, head), vocabulary)
 
 
 def _attention_inputs(
@@ -191,13 +185,10 @@ def _layer(
         take("self_attn.v_proj", keys, width),
     )
     heads = blocks.attention(graph, normed, qkv, i, shared)
-    output = take("self_attn.o_proj", width, queries)
-    attended = blocks.linear(graph, heads, blocks.add_matrix(graph, output.name, [output]))
+    attended = blocks.project(graph, heads, take("self_attn.o_proj", width, queries))
 
     norm = take("post_attention_layernorm", width)
     normed, x = blocks.add_rms_norm(graph, x, attended, norm, epsilon)
     pair = (take("mlp.gate_proj", inner, width), take("mlp.up_proj", inner, width))
-    gate, up = blocks.projections(graph, normed, pair, f"layer.{i}.gate_up")
     down = take("mlp.down_proj", width, inner)
-    product = blocks.swiglu(graph, gate, up)
-    return x, blocks.linear(graph, product, blocks.add_matrix(graph, down.name, [down]))
+    return x, blocks.swiglu_mlp(graph, normed, pair, down, f"layer.{i}.gate_up")
