@@ -20,7 +20,10 @@ CONVERTER_VERSION = 1
 FORMATS = ("gguf",)
 """File formats that are converted."""
 
-ARCHITECTURES = {"llama": "llama"}
+ARCHITECTURES = {
+    "llama": "llama",
+    "qwen2": "qwen2",
+}
 """`general.architecture` to the module in `archs`; no other module is ever imported for a file."""
 
 
