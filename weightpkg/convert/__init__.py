@@ -23,6 +23,7 @@ FORMATS = ("gguf",)
 ARCHITECTURES = {
     "llama": "llama",
     "qwen2": "qwen2",
+    "qwen3": "qwen3",
 }
 """`general.architecture` to the module in `archs`; no other module is ever imported for a file."""
 
