@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import gguf
 import numpy as np
@@ -73,7 +73,11 @@ def golden(model: TinyModel) -> str:
 
 def logits(model: TinyModel, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
     """Return the logits that follow each token, of some of the vocabulary."""
-    settings = dict(model.config)
+    settings: dict[str, Any] = dict(model.config)
+    for name, values in model.weights().items():
+        if name.startswith("rope_factors_"):  # a tensor there, a setting here
+            key = name.removeprefix("rope_factors_").removesuffix(".weight")
+            settings["rope_parameters"][f"{key}_factor"] = values.tolist()
     config = transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
     network = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     network.load_state_dict(state(model, list(network.state_dict())))

@@ -24,6 +24,7 @@ ARCHITECTURES = {
     "llama": "llama",
     "qwen2": "qwen2",
     "qwen3": "qwen3",
+    "phi3": "phi3",
 }
 """`general.architecture` to the module in `archs`; no other module is ever imported for a file."""
 

@@ -322,14 +322,14 @@ def attention_lengths(graph: Graph, attention_mask: Value) -> tuple[Value, Value
 
 
 def rotary_tables(
-    graph: Graph, frequencies: NDArray[np.float64], positions: int
+    graph: Graph, frequencies: NDArray[np.float64], positions: int, factor: float = 1.0
 ) -> tuple[Value, Value]:
-    """frequencies: (D/2,) -> cos and sin, each (positions, D/2)."""
+    """frequencies: (D/2,) -> cos and sin, each (positions, D/2), times a factor."""
     shape = (positions, len(frequencies))
 
     def add(name: str, which: int) -> Value:
         payload = Payload(
-            (Tensor(_FLOAT32, shape),), lambda: _table_slices(frequencies, shape, which)
+            (Tensor(_FLOAT32, shape),), lambda: _table_slices(frequencies, positions, factor, which)
         )
         return graph.external(name, payload)[0].value
 
@@ -337,11 +337,11 @@ def rotary_tables(
 
 
 def _table_slices(
-    frequencies: NDArray[np.float64], shape: tuple[int, int], which: int
+    frequencies: NDArray[np.float64], positions: int, factor: float, which: int
 ) -> Iterator[NDArray[np.generic]]:
     step = 8192
-    for start in range(0, shape[0], step):
-        yield rope.cos_sin(frequencies, start, min(start + step, shape[0]))[which]
+    for start in range(0, positions, step):
+        yield rope.cos_sin(frequencies, start, min(start + step, positions), factor)[which]
 
 
 def attention(

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from weightpkg.errors import UnsupportedArchitectureError
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -34,10 +36,25 @@ def inverse_frequencies(theta: float, size: int) -> NDArray[np.float64]:
     return np.array([float(power) for power in powers], np.float64)
 
 
+def divided(
+    frequencies: NDArray[np.float64], factors: NDArray[np.float32], source: str
+) -> NDArray[np.float64]:
+    """Return frequencies / factors, each (D/2,); `source` names the file in errors.
+
+    Raises:
+        UnsupportedArchitectureError: a factor is not positive.
+    """
+    if not (np.isfinite(factors).all() and (factors > 0).all()):
+        raise UnsupportedArchitectureError(
+            f"`{source}`: a factor of the rotary frequencies is not positive"
+        )
+    return frequencies / factors.astype(np.float64)
+
+
 def cos_sin(
-    frequencies: NDArray[np.float64], start: int, stop: int
+    frequencies: NDArray[np.float64], start: int, stop: int, factor: float = 1.0
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return cos and sin of position * frequency, each (stop - start, D/2) float32."""
+    """Return cos and sin of position * frequency, times a factor: (stop - start, D/2) float32."""
     angle = np.arange(start, stop, dtype=np.float64)[:, None] * frequencies
     quarter = np.floor(angle * (2 / np.pi) + 0.5)
     rest = angle
@@ -48,7 +65,7 @@ def cos_sin(
     turn = quarter.astype(np.int64) & 3
     cos = np.choose(turn, (cosine, -sine, -cosine, sine))
     sin = np.choose(turn, (sine, cosine, -sine, -cosine))
-    return cos.astype(np.float32), sin.astype(np.float32)
+    return (cos * factor).astype(np.float32), (sin * factor).astype(np.float32)
 
 
 def _polynomial(coefficients: tuple[float, ...], x: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -11,13 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from weightpkg.convert import blocks, hyperparameters, rope
 from weightpkg.convert.hyperparameters import Hyperparameters, embedding_rows
 from weightpkg.convert.weights import Weight, Weights, reorder_rows
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from weightpkg.convert.graph import Graph, Value
@@ -143,11 +142,7 @@ def _attention_inputs(
     frequencies = rope.inverse_frequencies(config.rope_theta, config.head_dim) / config.rope_factor
     if "rope_factors" in weights:  # llama3 scaling: a factor for each frequency
         factors = weights.take("rope_factors", (config.head_dim // 2,)).dense()
-        if not (np.isfinite(factors).all() and (factors > 0).all()):
-            raise hyperparameters.unsupported(
-                weights.source, "a factor of `rope_freqs.weight` is not positive"
-            )
-        frequencies = frequencies / factors.astype(np.float64)
+        frequencies = rope.divided(frequencies, factors, weights.source)
     last, total = blocks.attention_lengths(graph, mask)
     cos, sin = blocks.rotary_tables(graph, frequencies, config.max_position_embeddings)
     return blocks.AttentionInputs(
