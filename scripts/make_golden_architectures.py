@@ -40,7 +40,19 @@ def as_it_is(_: str, values: NDArray[np.float32], __: Mapping[str, int]) -> NDAr
     return values
 
 
-UNDO: dict[str, Undo] = {}
+def interleaved(
+    name: str, values: NDArray[np.float32], sizes: Mapping[str, int]
+) -> NDArray[np.float32]:
+    """Put the halves of each head of q and k behind each other again."""
+    heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
+    for part, key in heads.items():
+        if part in name:
+            pairs = values.reshape(sizes[key], -1, 2, *values.shape[1:])
+            return pairs.swapaxes(1, 2).reshape(values.shape)
+    return values
+
+
+UNDO: dict[str, Undo] = {"granite": interleaved}
 """What llama.cpp's converter did to tensors, backwards: called with transformers' name."""
 
 

@@ -25,6 +25,7 @@ ARCHITECTURES = {
     "qwen2": "qwen2",
     "qwen3": "qwen3",
     "phi3": "phi3",
+    "granite": "granite",
 }
 """`general.architecture` to the module in `archs`; no other module is ever imported for a file."""
 

@@ -259,6 +259,11 @@ def add_rms_norm(
     return normed, total
 
 
+def scaled(graph: Graph, x: Value, factor: float) -> Value:
+    """x: any shape -> x * factor."""
+    return graph.op("Mul", (x, graph.constant(np.array(factor, np.float32), "factor")))[0]
+
+
 def swiglu(graph: Graph, gate: Value, up: Value) -> Value:
     """gate, up: (B, T, F) -> silu(gate) * up."""
     (sigmoid,) = graph.op("Sigmoid", (gate,))

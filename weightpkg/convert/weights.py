@@ -195,6 +195,20 @@ def reorder_rows(
     return replace(weight, rows=rows, row_step=group)
 
 
+def undo_rotary_permutation(weight: Weight, head_size: int) -> Weight:
+    """Return q or k rows in Hugging Face's order.
+
+    llama.cpp's converter interleaves the two halves of each head, because ggml rotates neighbours:
+    https://github.com/ggml-org/llama.cpp/blob/b6700/convert_hf_to_gguf.py `LlamaModel.permute`
+    """
+
+    def order(rows: NDArray[np.generic]) -> NDArray[np.generic]:
+        pairs = rows.reshape(len(rows), head_size // 2, 2, *rows.shape[2:])
+        return pairs.swapaxes(1, 2)  # (H, D/2, 2, ...) -> (H, 2, D/2, ...)
+
+    return reorder_rows(weight, head_size, order)
+
+
 def same_layout(weights: Iterable[Weight]) -> bool:
     """Whether the weights can be one matrix, row upon row."""
     return len({(weight.layout, weight.shape[1:]) for weight in weights}) == 1

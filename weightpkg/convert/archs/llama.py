@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING
 
 from weightpkg.convert import blocks, hyperparameters, rope
 from weightpkg.convert.hyperparameters import Hyperparameters, embedding_rows
-from weightpkg.convert.weights import Weight, Weights, reorder_rows
+from weightpkg.convert.weights import undo_rotary_permutation
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from weightpkg.convert.graph import Graph, Value
+    from weightpkg.convert.weights import Weight, Weights
     from weightpkg.formats.gguf import GGUFFile
 
 
@@ -96,20 +94,6 @@ def gguf_names(config: Config) -> dict[str, str]:
         for gguf, canonical in _GGUF_LAYER_NAMES.items():
             names[f"blk.{i}.{gguf}.weight"] = f"model.layers.{i}.{canonical}.weight"
     return names
-
-
-def undo_rotary_permutation(weight: Weight, head_size: int) -> Weight:
-    """Return q or k rows in Hugging Face's order.
-
-    llama.cpp's converter interleaves the two halves of each head, because ggml rotates neighbours:
-    https://github.com/ggml-org/llama.cpp/blob/b6700/convert_hf_to_gguf.py `LlamaModel.permute`
-    """
-
-    def order(rows: NDArray[np.generic]) -> NDArray[np.generic]:
-        pairs = rows.reshape(len(rows), head_size // 2, 2, *rows.shape[2:])
-        return pairs.swapaxes(1, 2)  # (H, D/2, 2, ...) -> (H, 2, D/2, ...)
-
-    return reorder_rows(weight, head_size, order)
 
 
 def build(graph: Graph, weights: Weights, config: Config) -> None:
