@@ -26,6 +26,7 @@ ARCHITECTURES = {
     "qwen3": "qwen3",
     "phi3": "phi3",
     "granite": "granite",
+    "olmo2": "olmo2",
 }
 """`general.architecture` to the module in `archs`; no other module is ever imported for a file."""
 

@@ -259,6 +259,11 @@ def add_rms_norm(
     return normed, total
 
 
+def add(graph: Graph, x: Value, update: Value) -> Value:
+    """x, update: (B, T, E) -> x + update."""
+    return graph.op("Add", (x, update))[0]
+
+
 def scaled(graph: Graph, x: Value, factor: float) -> Value:
     """x: any shape -> x * factor."""
     return graph.op("Mul", (x, graph.constant(np.array(factor, np.float32), "factor")))[0]

@@ -52,6 +52,15 @@ class Hyperparameters:
         self._read.add(key)
         return self._file.get(f"{self._architecture}.{key}", kind, default)
 
+    def array(self, key: str, kind: type[T], default: list[T] | None = None) -> list[T]:
+        """Return an array, all of whose elements are of one kind.
+
+        Raises:
+            GGUFError: as `get`, and where the elements are of another kind.
+        """
+        self._read.add(key)
+        return self._file.array(f"{self._architecture}.{key}", kind, default)
+
     def ignore(self, *keys: str) -> None:
         """Say that keys do not change the mathematics."""
         self._read.update(keys)
