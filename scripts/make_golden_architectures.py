@@ -52,7 +52,7 @@ def interleaved(
     return values
 
 
-UNDO: dict[str, Undo] = {"granite": interleaved}
+UNDO: dict[str, Undo] = {"granite": interleaved, "smollm3": interleaved}
 """What llama.cpp's converter did to tensors, backwards: called with transformers' name."""
 
 

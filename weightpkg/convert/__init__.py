@@ -27,6 +27,7 @@ ARCHITECTURES = {
     "phi3": "phi3",
     "granite": "granite",
     "olmo2": "olmo2",
+    "smollm3": "smollm3",
 }
 """`general.architecture` to the module in `archs`; no other module is ever imported for a file."""
 
