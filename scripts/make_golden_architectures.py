@@ -110,11 +110,14 @@ def state(model: TinyModel, names: list[str]) -> dict[str, torch.Tensor]:
     found = {}
     unused = {name for name in weights if not name.startswith("rope_")}
     for name in names:
-        stored = table.get_name(name, try_suffixes=(".weight", ".bias")) or ""
+        whole, _, head = name.partition(".norms.")  # of one head; stacked in the file
+        path = f"{whole}.weight" if head else name
+        stored = table.get_name(path, try_suffixes=(".weight", ".bias")) or ""
         if name == "lm_head.weight" and stored not in weights:
             stored = "token_embd.weight"
         unused.discard(stored)
-        found[name] = torch.from_numpy(undo(name, weights[stored], sizes).copy())
+        values = weights[stored][int(head.partition(".")[0])] if head else weights[stored]
+        found[name] = torch.from_numpy(undo(name, values, sizes).copy())
     if unused:
         raise SystemExit(f"{model.name}: transformers has no use for {sorted(unused)}")
     return found

@@ -276,7 +276,7 @@ class TinyModel:
         Args:
             path: where to; returned.
             weights: its tensors.
-            types: of matrices, by a word in their names, the last one that fits; else F32.
+            types: of matrices, by a word in their names, the last one that fits; others are F32.
         """
         writer = gguf.GGUFWriter(path, self.architecture)
         writer.add_type("model")
@@ -284,7 +284,8 @@ class TinyModel:
             _add_value(writer, f"{self.architecture}.{key}", value)
         _add_tokenizer(writer)
         for name, values in weights.items():
-            fitting = [kind for word, kind in types.items() if word in name and values.ndim == 2]
+            is_matrix = values.ndim == 2 and "norm" not in name
+            fitting = [kind for word, kind in types.items() if is_matrix and word in name]
             kind = gguf.GGMLQuantizationType[["F32", *fitting][-1]]
             writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
         writer.write_header_to_file()

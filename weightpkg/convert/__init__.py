@@ -28,6 +28,7 @@ ARCHITECTURES = {
     "granite": "granite",
     "olmo2": "olmo2",
     "smollm3": "smollm3",
+    "stablelm": "stablelm",
 }
 """`general.architecture` to the module in `archs`; no other module is ever imported for a file."""
 

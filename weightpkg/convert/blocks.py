@@ -259,6 +259,29 @@ def add_rms_norm(
     return normed, total
 
 
+def add_layer_norm(
+    graph: Graph, x: Value, update: Value | None, norm: tuple[Weight, Weight], epsilon: float
+) -> tuple[Value, Value]:
+    """x, update: (B, T, E) -> layer_norm(x + update), x + update; with no update, of x alone.
+
+    norm: weight and bias, each (E,).
+    """
+    gamma, beta = (graph.constant(part.dense(), part.name) for part in norm)
+    if update is None:
+        attributes = {"axis": -1, "epsilon": epsilon, "stash_type": 1}
+        (normed,) = graph.op("LayerNormalization", (x, gamma, beta), attributes=attributes)
+        return normed, x
+    name = f"{gamma}.output"
+    normed, total = graph.op(
+        "SkipLayerNormalization",
+        (x, update, gamma, beta),
+        outputs=(name, None, None, f"{name}.sum"),
+        domain=MICROSOFT,
+        attributes={"epsilon": epsilon},
+    )
+    return normed, total
+
+
 def add(graph: Graph, x: Value, update: Value) -> Value:
     """x, update: (B, T, E) -> x + update."""
     return graph.op("Add", (x, update))[0]

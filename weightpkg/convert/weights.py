@@ -92,6 +92,14 @@ class Weights:
         self._used.add(name)
         return weight
 
+    def take_norm(self, name: str, width: int) -> tuple[Weight, Weight]:
+        """Return a layer norm's weight and bias, each (width,).
+
+        Raises:
+            TensorMismatchError: one is missing or has another shape.
+        """
+        return self.take(f"{name}.weight", (width,)), self.take(f"{name}.bias", (width,))
+
     def finish(self) -> None:
         """Refuse tensors that nobody took.
 
