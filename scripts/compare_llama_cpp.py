@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BAR = 2e-3
-NO_WINDOW = {"phi3"}
+NO_WINDOW = {"phi3", "starcoder2"}
 """Architectures whose sliding windows llama.cpp does not apply: compared as far as they reach."""
 
 

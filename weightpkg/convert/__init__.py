@@ -29,6 +29,7 @@ ARCHITECTURES = {
     "olmo2": "olmo2",
     "smollm3": "smollm3",
     "stablelm": "stablelm",
+    "starcoder2": "starcoder2",
 }
 """`general.architecture` to the module in `archs`; no other module is ever imported for a file."""
 

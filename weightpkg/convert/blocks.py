@@ -299,6 +299,16 @@ def swiglu(graph: Graph, gate: Value, up: Value) -> Value:
     return graph.op("Mul", (activated, up))[0]
 
 
+def gelu(graph: Graph, x: Value) -> Value:
+    """x: any shape -> x * Phi(x), Phi the cumulative normal distribution."""
+    return graph.op("Gelu", (x,), domain=MICROSOFT)[0]
+
+
+def gelu_tanh(graph: Graph, x: Value) -> Value:
+    """x: any shape -> gelu(x), approximated by a hyperbolic tangent as many models are trained."""
+    return graph.op("FastGelu", (x,), domain=MICROSOFT)[0]
+
+
 def swiglu_mlp(graph: Graph, x: Value, gate_up: Sequence[Weight], down: Weight, name: str) -> Value:
     """x: (B, T, E) -> down(silu(gate(x)) * up(x)), (B, T, E)."""
     gate, up = projections(graph, x, gate_up, name)
