@@ -52,7 +52,30 @@ def interleaved(
     return values
 
 
-UNDO: dict[str, Undo] = {"granite": interleaved, "smollm3": interleaved}
+def transposed(name: str, values: NDArray[np.float32], _: Mapping[str, int]) -> NDArray[np.float32]:
+    """Turn the matrices of GPT-2's layers round."""
+    return values.T if ".c_" in name else values
+
+
+def grouped(
+    name: str, values: NDArray[np.float32], sizes: Mapping[str, int]
+) -> NDArray[np.float32]:
+    """Put each key's and value's rows behind those of their queries."""
+    if "query_key_value" not in name:
+        return values
+    heads, groups, width = sizes["num_attention_heads"], sizes["num_kv_heads"], values.shape[1]
+    size = width // heads
+    q, k, v = np.split(values, (width, width + groups * size))
+    parts = [part.reshape(groups, -1, size, width) for part in (q, k, v)]
+    return np.concatenate(parts, axis=1).reshape(values.shape)
+
+
+UNDO: dict[str, Undo] = {
+    "falcon": grouped,
+    "gpt2": transposed,
+    "granite": interleaved,
+    "smollm3": interleaved,
+}
 """What llama.cpp's converter did to tensors, backwards: called with transformers' name."""
 
 

@@ -30,6 +30,7 @@ ARCHITECTURES = {
     "smollm3": "smollm3",
     "stablelm": "stablelm",
     "starcoder2": "starcoder2",
+    "gpt2": "gpt2",
 }
 """`general.architecture` to the module in `archs`; no other module is ever imported for a file."""
 
