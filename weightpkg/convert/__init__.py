@@ -31,6 +31,7 @@ ARCHITECTURES = {
     "stablelm": "stablelm",
     "starcoder2": "starcoder2",
     "gpt2": "gpt2",
+    "falcon": "falcon",
 }
 """`general.architecture` to the module in `archs`; no other module is ever imported for a file."""
 
