@@ -70,8 +70,16 @@ def grouped(
     return np.concatenate(parts, axis=1).reshape(values.shape)
 
 
+def without_one(
+    name: str, values: NDArray[np.float32], _: Mapping[str, int]
+) -> NDArray[np.float32]:
+    """Take away the 1 that Gemma's norms add to their weights themselves."""
+    return values - np.float32(1) if name.endswith("norm.weight") else values
+
+
 UNDO: dict[str, Undo] = {
     "falcon": grouped,
+    "gemma2": without_one,
     "gpt2": transposed,
     "granite": interleaved,
     "smollm3": interleaved,

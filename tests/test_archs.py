@@ -16,9 +16,11 @@ import pytest
 
 from factories import TensorBytes, TinyModel, edit_gguf
 from weightpkg.convert import ARCHITECTURES
+from weightpkg.convert.archs import gemma2
 from weightpkg.convert.pipeline import convert
 from weightpkg.digest import Digest
 from weightpkg.errors import TensorMismatchError, UnsupportedArchitectureError
+from weightpkg.formats.gguf import GGUFFile
 from weightpkg.progress import Silence
 from weightpkg.run.model import Model
 
@@ -201,6 +203,33 @@ def test_refuses_a_key_that_it_does_not_know(tmp_path: Path, name: str) -> None:
         convert(edit_gguf(path, {key: 8.0}), DIGEST, tmp_path, Silence())
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("block_count", 2**31 - 1, "num_hidden_layers"),
+        ("block_count", 0, "num_hidden_layers"),
+        ("attention.head_count", 0, "num_attention_heads|num_key_value_heads"),
+        ("attention.key_length", 0, "head_dim"),
+        ("attention.key_length", 2**31, "head_dim"),
+        ("attention.key_length", 24, "size of a head|not evenly"),
+        ("attention.value_length", 8, "size of a head"),
+        ("rope.dimension_count", 7, "size of a head|rotate|not handled"),
+        ("embedding_length", 0, "head_dim|hidden_size"),
+        ("context_length", 2**31, "max_position_embeddings"),
+    ],
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_refuses_numbers_that_no_model_has(
+    tmp_path: Path, name: str, key: str, value: int, reason: str
+) -> None:
+    model = tiny(name)
+    path = model.write(tmp_path / "odd.gguf", {"token_embd.weight": np.zeros((302, 8), "f4")}, {})
+    with pytest.raises(UnsupportedArchitectureError, match=rf"odd\.gguf.*({reason})"):
+        convert(
+            edit_gguf(path, {f"{model.architecture}.{key}": value}), DIGEST, tmp_path, Silence()
+        )
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_refuses_rope_scaling_that_it_does_not_know(tmp_path: Path, name: str) -> None:
     model = tiny(name)
@@ -246,3 +275,12 @@ def test_refuses_a_tensor_of_another_shape(tmp_path: Path, name: str) -> None:
     path = model.write(tmp_path / "odd.gguf", weights, {})
     with pytest.raises(TensorMismatchError, match="has shape"):
         convert(path, DIGEST, tmp_path, Silence())
+
+
+def test_the_largest_gemma_2_scales_its_queries_otherwise(tmp_path: Path) -> None:
+    model = tiny("gemma2")
+    for n_layers, scalar in ((3, 32), (46, 16)):
+        larger = replace(model, metadata={**model.metadata, "block_count": n_layers})
+        path = larger.write(tmp_path / "tiny.gguf", model.weights(), {})
+        with GGUFFile.open(path) as file:
+            assert gemma2.Config.from_gguf(file).query_pre_attn_scalar == scalar

@@ -32,6 +32,7 @@ ARCHITECTURES = {
     "starcoder2": "starcoder2",
     "gpt2": "gpt2",
     "falcon": "falcon",
+    "gemma2": "gemma2",
 }
 """`general.architecture` to the module in `archs`; no other module is ever imported for a file."""
 

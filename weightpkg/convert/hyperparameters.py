@@ -32,6 +32,7 @@ _LIMITS = {
     "head_dim": 1024,
     "max_position_embeddings": 2**20,
     "sliding_window": 2**30,
+    "query_pre_attn_scalar": 2**17,
 }
 
 
@@ -82,13 +83,24 @@ class Hyperparameters:
         """An error to be raised by the caller."""
         return unsupported(self._file.name, reason)
 
+    def layers(self) -> int:
+        """Return how many layers there are.
+
+        Raises:
+            UnsupportedArchitectureError: no model has so many, or none.
+        """
+        count = self.get("block_count", int)
+        _check_limit(self._file.name, "num_hidden_layers", count)
+        return count
+
     def head_size(self, default: int) -> int:
         """Return the size of a head, which is the same for queries, keys and values.
 
         Raises:
-            UnsupportedArchitectureError: it is not.
+            UnsupportedArchitectureError: it is not, or no model has it.
         """
         size = self.get("attention.key_length", int, default)
+        _check_limit(self._file.name, "head_dim", size)
         self._must_be_head_size("attention.value_length", size)
         return size
 
@@ -146,15 +158,19 @@ def check(config: DataclassInstance, source: str) -> None:
     """
     values = {field.name: getattr(config, field.name) for field in fields(config)}
     for name, value in values.items():
-        limit = _LIMITS.get(name)
-        if limit is not None and value is not None and not 1 <= value <= limit:
-            raise unsupported(source, f"{name} is {value}, not 1 to {limit}")
+        if name in _LIMITS and value is not None:
+            _check_limit(source, name, value)
         if isinstance(value, float) and not (math.isfinite(value) and value > 0):
             raise unsupported(source, f"{name} is {value}, which is not a positive number")
     heads, kv_heads = values["num_attention_heads"], values["num_key_value_heads"]
     if values["head_dim"] % 16 or heads % kv_heads:  # the attention operator takes no others
         text = f"{heads} heads, {kv_heads} for keys, of size {values['head_dim']}"
         raise unsupported(source, f"{text}: not evenly divided")
+
+
+def _check_limit(source: str, name: str, value: int) -> None:
+    if not 1 <= value <= _LIMITS[name]:
+        raise unsupported(source, f"{name} is {value}, not 1 to {_LIMITS[name]}")
 
 
 def unsupported(source: str, reason: str) -> UnsupportedArchitectureError:

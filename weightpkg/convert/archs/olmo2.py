@@ -54,7 +54,7 @@ class Config:
         hidden_size = keys.get("embedding_length", int)
         head_dim = keys.head_size(hidden_size // max(1, heads))
         keys.check_whole_heads_rotate(head_dim)
-        n_layers = keys.get("block_count", int)
+        n_layers = keys.layers()
         window = keys.get("attention.sliding_window", int, 0) or None
         config = cls(
             vocab_size=embedding_rows(file),

@@ -58,7 +58,7 @@ class Config:
             vocab_size=embedding_rows(file),
             hidden_size=hidden_size,
             intermediate_size=keys.get("feed_forward_length", int),
-            num_hidden_layers=keys.get("block_count", int),
+            num_hidden_layers=keys.layers(),
             num_attention_heads=heads,
             num_key_value_heads=keys.get("attention.head_count_kv", int, heads),
             head_dim=head_dim,
