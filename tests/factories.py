@@ -12,6 +12,7 @@ import tomllib
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,6 +128,17 @@ def byte_alphabet() -> list[str]:
 def tiny_vocabulary() -> list[str]:
     """Special tokens, the byte alphabet, and what the merges make: 302 tokens."""
     return [*SPECIAL_TOKENS, *byte_alphabet(), *(merge.replace(" ", "") for merge in MERGES)]
+
+
+def pair_vocabulary(texts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Tokens and merges that show where texts are split: neighbouring bytes merge if they may.
+
+    Every byte is a token, and every two bytes that are neighbours in a text.
+    """
+    alphabet = byte_alphabet()
+    letters = [[alphabet[byte] for byte in text.encode()] for text in texts]
+    pairs = dict.fromkeys(pair for text in letters for pair in pairwise(text))
+    return alphabet + ["".join(pair) for pair in pairs], [" ".join(pair) for pair in pairs]
 
 
 HIDDEN_SIZE, INTERMEDIATE_SIZE, LAYERS, HEADS, KV_HEADS, HEAD_SIZE = 64, 96, 2, 4, 2, 16
