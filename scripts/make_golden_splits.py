@@ -18,7 +18,7 @@ import llama_cpp
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from factories import edit_gguf, pair_vocabulary, tiny_llama  # noqa: E402  found by the line above
+from factories import GGUFValue, edit_gguf, pair_vocabulary, tiny_llama  # noqa: E402  found by the line above
 
 PRE_TOKENIZERS = (
     "dbrx", "deepseek-r1-qwen", "falcon", "falcon3", "gpt-2", "gpt-4o", "llama-bpe", "llama-v3",
@@ -44,7 +44,7 @@ TEXTS = (
 def lengths(path: Path, pre: str) -> list[str]:
     """Return the lengths of each text's tokens."""
     tokens, merges = pair_vocabulary(TEXTS)
-    changes = {
+    changes: dict[str, GGUFValue | None] = {
         "tokenizer.ggml.pre": pre,
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": [1] * len(tokens),

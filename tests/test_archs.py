@@ -15,11 +15,16 @@ import onnxruntime as ort
 import pytest
 
 from factories import TensorBytes, TinyModel, edit_gguf
-from weightpkg.convert import ARCHITECTURES
+from weightpkg.convert import ARCHITECTURES, rope
 from weightpkg.convert.archs import gemma2
 from weightpkg.convert.pipeline import convert
 from weightpkg.digest import Digest
-from weightpkg.errors import TensorMismatchError, UnsupportedArchitectureError
+from weightpkg.errors import (
+    GGUFError,
+    TensorMismatchError,
+    UnsupportedArchitectureError,
+    WeightpkgError,
+)
 from weightpkg.formats.gguf import GGUFFile
 from weightpkg.progress import Silence
 from weightpkg.run.model import Model
@@ -221,12 +226,13 @@ def test_refuses_a_key_that_it_does_not_know(tmp_path: Path, name: str) -> None:
         ("attention.value_length", 8, "size of a head"),
         ("rope.dimension_count", 7, "size of a head|rotate|not handled"),
         ("embedding_length", 0, "head_dim|hidden_size"),
+        ("rope.freq_base", 1.0, "rope_theta|freq_base"),
         ("context_length", 2**31, "max_position_embeddings"),
     ],
 )
 @pytest.mark.parametrize("name", NAMES)
 def test_refuses_numbers_that_no_model_has(
-    tmp_path: Path, name: str, key: str, value: int, reason: str
+    tmp_path: Path, name: str, key: str, value: float, reason: str
 ) -> None:
     model = tiny(name)
     path = model.write(tmp_path / "odd.gguf", {"token_embd.weight": np.zeros((302, 8), "f4")}, {})
@@ -290,3 +296,33 @@ def test_the_largest_gemma_2_scales_its_queries_otherwise(tmp_path: Path) -> Non
         path = larger.write(tmp_path / "tiny.gguf", model.weights(), {})
         with GGUFFile.open(path) as file:
             assert gemma2.Config.from_gguf(file).query_pre_attn_scalar == scalar
+
+
+def test_yarn_divides_slow_frequencies_and_leaves_fast_ones() -> None:
+    scaling = rope.Scaling(
+        factor=4.0, original_max_position_embeddings=16, beta_fast=2.0, beta_slow=0.25
+    )
+    frequencies = rope.scaled_frequencies(100.0, 16, scaling)
+    shares = frequencies / rope.inverse_frequencies(100.0, 16)
+    np.testing.assert_allclose(shares, [1, 0.85, 0.7, 0.55, 0.4, 0.25, 0.25, 0.25], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "error"),
+    [
+        ("original_context_length", None, GGUFError),
+        ("original_context_length", 0, UnsupportedArchitectureError),
+        ("factor", float("inf"), UnsupportedArchitectureError),
+        ("yarn_beta_fast", 0.0, UnsupportedArchitectureError),
+        ("yarn_beta_slow", -1.0, UnsupportedArchitectureError),
+        ("yarn_attn_factor", float("nan"), UnsupportedArchitectureError),
+        ("yarn_ext_factor", 0.5, UnsupportedArchitectureError),
+    ],
+)
+def test_refuses_absurd_yarn(
+    tmp_path: Path, key: str, value: float | None, error: type[WeightpkgError]
+) -> None:
+    model = tiny("qwen2-yarn")
+    path = model.write(tmp_path / "odd.gguf", model.weights(), {})
+    with pytest.raises(error, match=r"odd\.gguf"):
+        convert(edit_gguf(path, {f"qwen2.rope.scaling.{key}": value}), DIGEST, tmp_path, Silence())

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from factories import edit_gguf, pair_vocabulary, tiny_llama
+from factories import GGUFValue, edit_gguf, pair_vocabulary, tiny_llama
 from weightpkg.convert.tokenizer import PRE_TOKENIZERS, read_gguf
 from weightpkg.formats.gguf import GGUFFile
 
@@ -25,7 +25,7 @@ def test_every_pre_tokenizer_is_compared() -> None:
 @pytest.mark.parametrize("pre", PAGE["lengths"])
 def test_texts_are_split_as_by_llama_cpp(tmp_path: Path, pre: str) -> None:
     tokens, merges = pair_vocabulary(PAGE["texts"])
-    changes = {
+    changes: dict[str, GGUFValue | None] = {
         "tokenizer.ggml.pre": pre,
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": [1] * len(tokens),

@@ -12,6 +12,7 @@ import math
 from dataclasses import fields
 from typing import TYPE_CHECKING, TypeVar
 
+from weightpkg.convert import rope
 from weightpkg.errors import TensorMismatchError, UnsupportedArchitectureError
 
 if TYPE_CHECKING:
@@ -118,6 +119,32 @@ class Hyperparameters:
                 f"`{self._architecture}.{key}` is not the size of a head, {size}"
             )
 
+    def rope_scaling(self) -> rope.Scaling:
+        """Return how rotary frequencies are scaled: not at all, linearly or by YaRN.
+
+        Raises:
+            GGUFError: a key that YaRN needs is missing.
+            UnsupportedArchitectureError: they are scaled in another way, or by an absurd number.
+        """
+        if self.get("rope.scaling.type", str, "linear") != "yarn":
+            return rope.Scaling(factor=self.linear_rope_factor())
+        factor = self.get("rope.scaling.factor", float)
+        original = self.get("rope.scaling.original_context_length", int)
+        _check_limit(self._file.name, "max_position_embeddings", original)
+        numbers = {
+            "factor": factor,
+            "beta_fast": self.get("rope.scaling.yarn_beta_fast", float, 32.0),
+            "beta_slow": self.get("rope.scaling.yarn_beta_slow", float, 1.0),
+        }
+        for name, value in numbers.items():
+            _check_positive(self._file.name, name, value)
+        default = rope.yarn_attention_factor(factor)
+        attention = self.get("rope.scaling.yarn_attn_factor", float, default)
+        _check_positive(self._file.name, "attention_factor", attention)
+        return rope.Scaling(
+            **numbers, original_max_position_embeddings=original, attention_factor=attention
+        )
+
     def linear_rope_factor(self) -> float:
         """Return what positions are divided by.
 
@@ -131,6 +158,7 @@ class Hyperparameters:
             return 1.0
         if kind != "linear":
             raise self.unsupported(f"rope scaling `{kind}` is not handled")
+        _check_positive(self._file.name, "rope_factor", factor)
         return factor
 
 
@@ -160,8 +188,10 @@ def check(config: DataclassInstance, source: str) -> None:
     for name, value in values.items():
         if name in _LIMITS and value is not None:
             _check_limit(source, name, value)
-        if isinstance(value, float) and not (math.isfinite(value) and value > 0):
-            raise unsupported(source, f"{name} is {value}, which is not a positive number")
+        if isinstance(value, float):
+            _check_positive(source, name, value)
+    if values.get("rope_theta", math.inf) <= 1:
+        raise unsupported(source, f"rope_theta is {values['rope_theta']}: no frequency is lower")
     heads, kv_heads = values["num_attention_heads"], values["num_key_value_heads"]
     if values["head_dim"] % 16 or heads % kv_heads:  # the attention operator takes no others
         text = f"{heads} heads, {kv_heads} for keys, of size {values['head_dim']}"
@@ -171,6 +201,11 @@ def check(config: DataclassInstance, source: str) -> None:
 def _check_limit(source: str, name: str, value: int) -> None:
     if not 1 <= value <= _LIMITS[name]:
         raise unsupported(source, f"{name} is {value}, not 1 to {_LIMITS[name]}")
+
+
+def _check_positive(source: str, name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise unsupported(source, f"{name} is {value}, which is not a positive number")
 
 
 def unsupported(source: str, reason: str) -> UnsupportedArchitectureError:

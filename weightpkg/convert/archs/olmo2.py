@@ -36,7 +36,7 @@ class Config:
     max_position_embeddings: int
     rms_norm_eps: float
     rope_theta: float
-    rope_factor: float
+    rope_scaling: rope.Scaling
     sliding_window: int | None
     windowed: tuple[bool, ...]
 
@@ -67,7 +67,7 @@ class Config:
             max_position_embeddings=keys.get("context_length", int),
             rms_norm_eps=keys.get("attention.layer_norm_rms_epsilon", float),
             rope_theta=keys.get("rope.freq_base", float, 10000.0),
-            rope_factor=keys.linear_rope_factor(),
+            rope_scaling=keys.rope_scaling(),
             sliding_window=window,
             windowed=_windowed(keys, n_layers) if window else (False,) * n_layers,
         )
@@ -136,13 +136,14 @@ def _attention_inputs(
     graph: Graph, mask: Value, config: Config
 ) -> tuple[blocks.AttentionInputs, blocks.AttentionInputs]:
     """Return what layers without a window share, and those with one, which do not scale positions."""
+    scaling, positions = config.rope_scaling, config.max_position_embeddings
+    frequencies = rope.scaled_frequencies(config.rope_theta, config.head_dim, scaling)
     last, total = blocks.attention_lengths(graph, mask)
-    positions = config.max_position_embeddings
-    frequencies = rope.inverse_frequencies(config.rope_theta, config.head_dim)
-    cos, sin = blocks.rotary_tables(graph, frequencies / config.rope_factor, positions)
+    cos, sin = blocks.rotary_tables(graph, frequencies, positions, scaling.attention_factor)
     heads = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     full = blocks.AttentionInputs(last, total, cos, sin, *heads)
-    if config.rope_factor != 1.0 and any(config.windowed):
+    if scaling != rope.Scaling() and any(config.windowed):
+        frequencies = rope.inverse_frequencies(config.rope_theta, config.head_dim)
         cos, sin = blocks.rotary_tables(graph, frequencies, positions)
     return full, replace(full, cos=cos, sin=sin, window=config.sliding_window)
 

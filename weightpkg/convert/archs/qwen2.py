@@ -33,7 +33,7 @@ class Config:
     max_position_embeddings: int
     rms_norm_eps: float
     rope_theta: float
-    rope_factor: float = 1.0
+    rope_scaling: rope.Scaling
 
     @classmethod
     def from_gguf(cls, file: GGUFFile) -> Config:
@@ -60,7 +60,7 @@ class Config:
             max_position_embeddings=keys.get("context_length", int),
             rms_norm_eps=keys.get("attention.layer_norm_rms_epsilon", float),
             rope_theta=keys.get("rope.freq_base", float, 10000.0),
-            rope_factor=keys.linear_rope_factor(),
+            rope_scaling=keys.rope_scaling(),
         )
         keys.finish()
         hyperparameters.check(config, file.name)
@@ -114,9 +114,11 @@ def build(graph: Graph, weights: Weights, config: Config) -> None:
 
 
 def _attention_inputs(graph: Graph, mask: Value, config: Config) -> blocks.AttentionInputs:
-    frequencies = rope.inverse_frequencies(config.rope_theta, config.head_dim) / config.rope_factor
+    scaling = config.rope_scaling
+    frequencies = rope.scaled_frequencies(config.rope_theta, config.head_dim, scaling)
     last, total = blocks.attention_lengths(graph, mask)
-    cos, sin = blocks.rotary_tables(graph, frequencies, config.max_position_embeddings)
+    positions = config.max_position_embeddings
+    cos, sin = blocks.rotary_tables(graph, frequencies, positions, scaling.attention_factor)
     heads = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     return blocks.AttentionInputs(last, total, cos, sin, *heads)
 
