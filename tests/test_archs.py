@@ -12,9 +12,10 @@ import gguf
 import numpy as np
 import onnx
 import onnxruntime as ort
+import onnxruntime_genai as genai
 import pytest
 
-from factories import TensorBytes, TinyModel, edit_gguf
+from factories import GGUFValue, TensorBytes, TinyModel, edit_gguf
 from weightpkg.convert import ARCHITECTURES, rope
 from weightpkg.convert.archs import gemma2
 from weightpkg.convert.pipeline import convert
@@ -206,6 +207,22 @@ def test_its_text_is_what_the_graph_says(directories: dict[str, Path], name: str
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_onnxruntime_genai_says_the_same(directories: dict[str, Path], name: str) -> None:
+    prompt = "the sky is blue and the sea"
+    with Model(directories[name], threads=1) as model:
+        ours = list(model.generate(prompt, max_tokens=8).tokens)
+        ids = model._tokenizer.encode(prompt).ids
+    other = genai.Model(str(directories[name]))
+    parameters = genai.GeneratorParams(other)
+    parameters.set_search_options(max_length=len(ids) + len(ours), do_sample=False)
+    generator = genai.Generator(other, parameters)
+    generator.append_tokens(np.array([ids], np.int32))
+    while not generator.is_done():
+        generator.generate_next_token()
+    assert generator.get_sequence(0).tolist()[len(ids) :] == ours
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_refuses_a_key_that_it_does_not_know(tmp_path: Path, name: str) -> None:
     model = tiny(name)
     key = f"{model.architecture}.attention.max_alibi_bias"
@@ -326,3 +343,46 @@ def test_refuses_absurd_yarn(
     path = model.write(tmp_path / "odd.gguf", model.weights(), {})
     with pytest.raises(error, match=r"odd\.gguf"):
         convert(edit_gguf(path, {f"qwen2.rope.scaling.{key}": value}), DIGEST, tmp_path, Silence())
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "reason"),
+    [
+        ("falcon", {"tensor_data_layout": "other"}, "layout `other`"),
+        ("granite", {"rope.scaling.finetuned": False}, "not encoded"),
+        ("olmo3", {"attention.sliding_window_pattern": [True, False]}, "2 layers"),
+        ("phi3", {"rope.scaling.type": "linear"}, "`linear`"),
+        ("stablelm", {"rope.dimension_count": 48}, "48 of a head's 32"),
+    ],
+)
+def test_refuses_what_an_architecture_does_not_do(
+    tmp_path: Path, name: str, changes: dict[str, GGUFValue], reason: str
+) -> None:
+    model = tiny(name)
+    path = model.write(tmp_path / "odd.gguf", model.weights(), {})
+    edit_gguf(path, {f"{model.architecture}.{key}": value for key, value in changes.items()})
+    with pytest.raises(UnsupportedArchitectureError, match=rf"odd\.gguf.*{reason}"):
+        convert(path, DIGEST, tmp_path, Silence())
+
+
+def test_refuses_a_long_context_without_factors(tmp_path: Path) -> None:
+    model = tiny("phi3-long")
+    weights = {k: values for k, values in model.weights().items() if not k.startswith("rope_")}
+    path = model.write(tmp_path / "odd.gguf", weights, {})
+    with pytest.raises(TensorMismatchError, match="long_factor"):
+        convert(path, DIGEST, tmp_path, Silence())
+
+
+def test_granites_frequencies_are_divided_by_their_factors(tmp_path: Path) -> None:
+    model, ids = tiny("granite"), tokens_of("granite")
+    halved = {**model.weights(), "rope_freqs.weight": np.full(8, 2, np.float32)}
+    linear = replace(model, metadata={**model.metadata, "rope.scaling.factor": 2.0})
+    logits = []
+    for name, one, weights in (("a", model, halved), ("b", linear, model.weights())):
+        path = one.write(tmp_path / f"{name}.gguf", weights, {})
+        (tmp_path / name).mkdir()
+        convert(path, DIGEST, tmp_path / name, Silence())
+        logits.append(Decoder.load(tmp_path / name).run(ids)[0])
+    close(logits[0], logits[1])
+    plain = np.array(model.golden["logits"], np.float32)
+    assert np.abs(logits[0][0][:, model.golden["columns"]] - plain).max() > 0.01
