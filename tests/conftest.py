@@ -14,10 +14,16 @@ from weightpkg.store import Store
 
 
 @pytest.fixture(autouse=True)
-def offline(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let nobody connect to anything but this machine, unless the test is marked `network`."""
+def offline(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Let nobody see the user's home, or connect to anything but this machine.
+
+    Tests that are marked `network` may, as pip's configuration can be in the one and lead to others.
+    """
     if request.node.get_closest_marker("network"):
         return
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     connect = socket.socket.connect
 
     def guarded(self: socket.socket, address: Any) -> None:

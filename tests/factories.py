@@ -1,12 +1,14 @@
 """Tiny model files, built in memory or written with the reference implementation.
 
-`gguf_*` functions make the pieces of a GGUF file by hand, so that a test can break any of them;
+`gguf_*` and `safetensors_*` functions make the pieces of a file by hand, so that a test can break
+any of them;
 `tiny_llama` writes a complete random model as llama.cpp's converter would.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import struct
 import tomllib
 import zlib
@@ -102,6 +104,30 @@ def _value(value: GGUFValue) -> tuple[int, bytes]:
     if isinstance(value, int):
         return UINT32, struct.pack("<I", value)
     return FLOAT32, struct.pack("<f", value)
+
+
+def safetensors_entry(dtype: str, shape: Sequence[int], start: int, stop: int) -> dict[str, object]:
+    """What a header says of one tensor."""
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [start, stop]}
+
+
+def safetensors_file(header: object, data: bytes = b"") -> bytes:
+    """A file of a header, as bytes or to be made JSON, and data."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def safetensors_bytes(
+    tensors: Mapping[str, tuple[str, tuple[int, ...], bytes]],
+    metadata: Mapping[str, str] | None = None,
+) -> bytes:
+    """A valid file of tensors (dtype, shape, bytes), in their order."""
+    header: dict[str, object] = {} if metadata is None else {"__metadata__": metadata}
+    data = b""
+    for name, (dtype, shape, content) in tensors.items():
+        header[name] = safetensors_entry(dtype, shape, len(data), len(data) + len(content))
+        data += content
+    return safetensors_file(header, data)
 
 
 CHAT_TEMPLATE = (

@@ -54,7 +54,8 @@ def test_a_model_lives_and_goes(weightpkg: Weightpkg, settings: Settings) -> Non
     assert Path(row["path"]).is_dir()
     assert "tiny-q4" in weightpkg("list").stdout
     assert weightpkg("verify").returncode == 0
-    assert json.loads(weightpkg("cache", "size", "--json").stdout)["installed"]["tiny-q4 1.0"] > 0
+    by_model = json.loads(weightpkg("cache", "size", "--by", "model", "--json").stdout)
+    assert by_model["sizes"]["tiny-q4 1.0"] > 0
     assert "tiny-q4 1.0" in weightpkg("show", "tiny").stdout
     assert "would uninstall" in weightpkg("uninstall", "tiny", "--dry-run").stderr
     assert "freed" in weightpkg("uninstall", "tiny").stderr
@@ -108,7 +109,12 @@ MISTAKES = [
     (["show", "tinny"], 4, ["no model is called `tinny`", "did you mean `tiny`"]),
     (["install", "tiny-q9"], 4, ["no variant `q9`", "`tiny-q4`, `tiny-q8`"]),
     (["install", "tiny==9"], 4, ["matches `==9`", "there is 1.0"]),
-    (["install", "../tiny"], 4, ["not a requirement"]),
+    (["install", "../tiny"], 6, ["/tiny`: No such file"]),
+    (["install", "hf:tiny"], 4, ["not a requirement", "hf:ORG/REPO"]),
+    (["install", "tiny", "--include", "*.gguf"], 4, ["whole hf: repository"]),
+    (["adopt", "none.gguf"], 6, ["no such file or folder"]),
+    (["gc", "--max-size", "much"], 2, ["is not a size such as 20GB"]),
+    (["gc", "--unused-for", "long"], 2, ["is not a time such as 30d"]),
     (["run", "tiny", "Hi", "--no-install"], 4, ["not installed", "weightpkg install tiny-q4"]),
     (["uninstall", "tiny"], 4, ["not installed"]),
     (["run", "tiny", "Hi", "--temperature", "-1"], 2, ["temperature must be between"]),
@@ -153,12 +159,16 @@ def test_damage_is_listed_with_what_to_do(weightpkg: Weightpkg, settings: Settin
     (path,) = settings.home.glob("models/*/tokenizer.json")
     path.chmod(0o644)
     path.write_bytes(path.read_bytes()[:-1])
+    path.chmod(0o444)
     done = weightpkg("verify")
     assert done.returncode == 1
     assert f"truncated: `{path}` (tiny-q4)" in done.stdout
-    assert "weightpkg install tiny-q4" in done.stderr
+    assert "weightpkg verify --repair" in done.stderr
     (problem,) = json.loads(weightpkg("verify", "--json").stdout)
     assert problem["models"] == ["tiny-q4"]
+    (repaired,) = json.loads(weightpkg("verify", "--repair", "--json").stdout)
+    assert (repaired["repaired"], repaired["error"]) == (True, None)
+    assert weightpkg("verify", "tiny-q4").returncode == 0
 
 
 def test_reading_commands_have_json(weightpkg: Weightpkg) -> None:

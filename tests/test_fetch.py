@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -14,7 +15,8 @@ import pytest
 from blake3 import blake3
 
 from http_server import endless, redirect, serve
-from weightpkg.digest import Digest
+from weightpkg import files
+from weightpkg.digest import Digest, Fingerprint
 from weightpkg.errors import (
     DigestMismatchError,
     FetchError,
@@ -22,13 +24,13 @@ from weightpkg.errors import (
     SizeMismatchError,
     StoreError,
 )
-from weightpkg.fetch import OpenSource, fetch_file
+from weightpkg.fetch import Fetcher, OpenSource
 from weightpkg.package import File, RelativePath, parse_source
-from weightpkg.progress import Advance, Silence
-from weightpkg.sources.openers import make_open_source
+from weightpkg.progress import Advance, Progress, Silence
+from weightpkg.sources.openers import Openers
 from weightpkg.sources.pip_config import PipConfig
-from weightpkg.sources.transport import Transport, TransportSettings
-from weightpkg.store import BlobWriter, Store
+from weightpkg.sources.transport import TransportSettings
+from weightpkg.store import Store
 
 if TYPE_CHECKING:
     from http_server import Handler, Site
@@ -67,11 +69,16 @@ def store(tmp_path: Path) -> Store:
 
 
 @pytest.fixture
-def open_source(tmp_path: Path) -> Iterator[OpenSource]:
-    settings = TransportSettings(timeout_s=10, retries=0)
-    config = PipConfig(index_urls=(), transport=settings)
-    with Transport(settings) as transport:
-        yield make_open_source(config, transport, index_dir=tmp_path / "index", temp_dir=tmp_path)
+def open_source(site: Site, tmp_path: Path) -> Iterator[OpenSource]:
+    config = PipConfig(index_urls=(), transport=TransportSettings(timeout_s=10, retries=0))
+    with Openers(
+        config, {"HF_ENDPOINT": site.url}, index_dir=tmp_path / "index", temp_dir=tmp_path
+    ) as openers:
+        yield openers
+
+
+def fetch(file: File, open_source: OpenSource, store: Store, progress: Progress) -> Fingerprint:
+    return Fetcher(open_source, store, progress).fetch(file)
 
 
 def file(
@@ -87,7 +94,11 @@ def file(
 
 def left_behind(store: Store) -> list[str]:
     """The blobs and whatever is still temporary."""
-    places = [*store.temporary.iterdir(), *(store.root / "blobs").rglob("*")]
+    places = [
+        *store.temporary.iterdir(),
+        *(store.root / "blobs").rglob("*"),
+        *(store.root / "partial").rglob("*"),
+    ]
     return sorted(path.name for path in places if path.is_file() and path.suffix != ".chunks")
 
 
@@ -95,7 +106,7 @@ def test_fetches_a_file_and_tells_every_step(
     site: Site, store: Store, open_source: OpenSource
 ) -> None:
     told = Told()
-    found = fetch_file(file(site.url + "/m"), open_source, store, told)
+    found = fetch(file(site.url + "/m"), open_source, store, told)
     assert (found.size, found.sha256) == (len(CONTENT), SHA256)
     assert left_behind(store) == [SHA256.hex]
     assert told.tasks == [("m.gguf", len(CONTENT))]
@@ -105,13 +116,13 @@ def test_fetches_a_file_and_tells_every_step(
 
 def test_fetches_nothing_that_is_there(site: Site, store: Store, open_source: OpenSource) -> None:
     for _ in range(2):
-        fetch_file(file(site.url + "/m"), open_source, store, Silence())
+        fetch(file(site.url + "/m"), open_source, store, Silence())
     assert site.paths() == ["/m"]
 
 
 def test_joins_parts(site: Site, store: Store, open_source: OpenSource) -> None:
     parts = f"{site.url}/part0+{site.url}/part1"
-    assert fetch_file(file(parts), open_source, store, Silence()).sha256 == SHA256
+    assert fetch(file(parts), open_source, store, Silence()).sha256 == SHA256
     assert site.paths() == ["/part0", "/part1"]
 
 
@@ -123,7 +134,7 @@ def test_fetches_a_file_of_this_machine(
     path.parent.mkdir(parents=True)
     path.write_bytes(CONTENT)
     source = path.as_uri() if is_absolute else "file:files/m.gguf"
-    assert fetch_file(file(source), open_source, store, Silence()).sha256 == SHA256
+    assert fetch(file(source), open_source, store, Silence()).sha256 == SHA256
 
 
 def test_refuses_a_source_that_is_no_regular_file(
@@ -132,7 +143,7 @@ def test_refuses_a_source_that_is_no_regular_file(
     os.mkfifo(tmp_path / "pipe")
     for path, reason in (("pipe", "not a regular file"), ("none", "No such file")):
         with pytest.raises(FetchError, match=reason):
-            fetch_file(file(f"file:{tmp_path / path}"), open_source, store, Silence())
+            fetch(file(f"file:{tmp_path / path}"), open_source, store, Silence())
 
 
 def test_checks_blake3_where_the_index_has_it(
@@ -140,17 +151,17 @@ def test_checks_blake3_where_the_index_has_it(
 ) -> None:
     source = site.url + "/m"
     with pytest.raises(DigestMismatchError, match="blake3"):
-        fetch_file(file(source, chunk="0" * 64), open_source, store, Silence())
+        fetch(file(source, chunk="0" * 64), open_source, store, Silence())
     assert left_behind(store) == []
     right = blake3(CONTENT).hexdigest()
-    assert fetch_file(file(source, chunk=right), open_source, store, Silence()).blake3.hex == right
+    assert fetch(file(source, chunk=right), open_source, store, Silence()).blake3.hex == right
 
 
 def test_names_source_and_digests_of_wrong_bytes(
     site: Site, store: Store, open_source: OpenSource
 ) -> None:
     with pytest.raises(DigestMismatchError) as caught:
-        fetch_file(file(site.url + "/wrong?token=secret"), open_source, store, Silence())
+        fetch(file(site.url + "/wrong?token=secret"), open_source, store, Silence())
     assert caught.value.where == site.url + "/wrong"
     assert caught.value.expected == str(SHA256)
     assert caught.value.found == f"sha256:{hashlib.sha256(site.files['/wrong']).hexdigest()}"
@@ -170,7 +181,7 @@ def test_refuses_another_size(
 ) -> None:
     site.files["/login"] = b"<html><form>your password?</form></html>"
     with pytest.raises(SizeMismatchError) as caught:
-        fetch_file(file(site.url + path), open_source, store, Silence())
+        fetch(file(site.url + path), open_source, store, Silence())
     assert (caught.value.expected, caught.value.found) == (len(CONTENT), found)
     assert left_behind(store) == []
 
@@ -180,8 +191,8 @@ def test_reads_no_byte_of_a_body_that_is_announced_too_long(
 ) -> None:
     told = Told()
     with pytest.raises(SizeMismatchError):
-        fetch_file(file(site.url + "/long"), open_source, store, told)
-    assert told.steps == []
+        fetch(file(site.url + "/long"), open_source, store, told)
+    assert sum(told.steps) == 0
 
 
 def test_stops_at_the_first_piece_too_many(
@@ -190,13 +201,13 @@ def test_stops_at_the_first_piece_too_many(
     site.answers["/endless"] = endless
     told = Told()
     with pytest.raises(SizeMismatchError):
-        fetch_file(file(site.url + "/endless"), open_source, store, told)
+        fetch(file(site.url + "/endless"), open_source, store, told)
     assert sum(told.steps) <= len(CONTENT)
     assert left_behind(store) == []
 
 
 def test_fetches_a_file_of_unknown_size(site: Site, store: Store, open_source: OpenSource) -> None:
-    found = fetch_file(file(site.url + "/m", size=None), open_source, store, Silence())
+    found = fetch(file(site.url + "/m", size=None), open_source, store, Silence())
     assert found.size == len(CONTENT)
 
 
@@ -217,8 +228,8 @@ def test_stops_where_the_disk_is_full(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(1_000_000, 500_000, 500_000))
     other = site.url + "/part0"
     with pytest.raises(StoreError, match="free"):
-        fetch_file(file(site.url + path, other, size=size), open_source, store, Silence())
-    assert left_behind(store) == []
+        fetch(file(site.url + path, other, size=size), open_source, store, Silence())
+    assert store.blob(SHA256) is None
     assert "/part0" not in site.paths()
     assert size is None or site.requests == []
 
@@ -255,7 +266,7 @@ def test_takes_the_next_source_after_a_bad_one(
 ) -> None:
     told = Told()
     sources = (f"{bad.url}/{path}", f"{bad.url}/m")
-    assert fetch_file(file(*sources), open_source, store, told).sha256 == SHA256
+    assert fetch(file(*sources), open_source, store, told).sha256 == SHA256
     assert left_behind(store) == [SHA256.hex]
     assert len(told.notes) == 1
     assert BAD[path][0] in told.notes[0]
@@ -268,10 +279,11 @@ def test_leaves_nothing_of_a_bad_source(
 ) -> None:
     reason, kind = BAD[path]
     with pytest.raises(kind, match=reason):
-        fetch_file(file(f"{bad.url}/{path}"), open_source, store, Silence())
+        fetch(file(f"{bad.url}/{path}"), open_source, store, Silence())
     with pytest.raises((FetchError, IntegrityError)):
-        fetch_file(file(f"{bad.url}/part0+{bad.url}/{path}"), open_source, store, Silence())
-    assert left_behind(store) == []
+        fetch(file(f"{bad.url}/part0+{bad.url}/{path}"), open_source, store, Silence())
+    assert store.blob(SHA256) is None
+    assert list(store.temporary.iterdir()) == []
 
 
 def test_lists_every_source_and_its_reason(
@@ -279,10 +291,10 @@ def test_lists_every_source_and_its_reason(
 ) -> None:
     sources = (f"{bad.url}/none", "hf:org/repo@main/m.gguf", "pypi:m==1/m.gguf")
     with pytest.raises(FetchError) as caught:
-        fetch_file(file(*sources), open_source, store, Silence())
+        fetch(file(*sources), open_source, store, Silence())
     first, *reasons = caught.value.message.split("\n  ")
     assert first == "no source has `m.gguf`:"
-    expected = ("HTTP 404", "not supported", "forbids every index")
+    expected = ("HTTP 404", "there is no repository `org/repo`", "forbids every index")
     assert [part in reason for part, reason in zip(expected, reasons, strict=True)] == [True] * 3
     assert caught.value.hint is not None
 
@@ -291,7 +303,7 @@ def test_wrong_bytes_weigh_more_than_missing_ones(
     bad: Site, store: Store, open_source: OpenSource
 ) -> None:
     with pytest.raises(IntegrityError) as caught:
-        fetch_file(file(f"{bad.url}/none", f"{bad.url}/wrong"), open_source, store, Silence())
+        fetch(file(f"{bad.url}/none", f"{bad.url}/wrong"), open_source, store, Silence())
     assert caught.value.exit_code == 3
     assert "HTTP 404" in caught.value.message
     assert "expected sha256" in caught.value.message
@@ -300,11 +312,12 @@ def test_wrong_bytes_weigh_more_than_missing_ones(
 def test_a_store_that_cannot_be_written_ends_it_at_once(
     site: Site, store: Store, open_source: OpenSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(_: BlobWriter, __: bytes) -> None:
-        raise StoreError("no space left")
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr(BlobWriter, "write", full)
+    store.temporary  # noqa: B018  made before the disk is full
+    monkeypatch.setattr(files.disk, "write", full)
     with pytest.raises(StoreError, match="no space"):
-        fetch_file(file(site.url + "/m", site.url + "/part0"), open_source, store, Silence())
-    assert site.paths() == ["/m"]
+        fetch(file(site.url + "/m", site.url + "/part0"), open_source, store, Silence())
+    assert set(site.paths()) <= {"/m"}
     assert left_behind(store) == []

@@ -38,10 +38,9 @@ def execute(
     settings: Settings, name: str = "tiny-q4", *, allow_conversion: bool = True
 ) -> Installed:
     store = settings.store()
-    with settings.sources(store) as open_source:
-        return install(
-            plan(settings, name, allow_conversion=allow_conversion), store, open_source, Silence()
-        )
+    with settings.sources(store) as sources:
+        fetcher = settings.fetcher(sources, store, Silence())
+        return install(plan(settings, name, allow_conversion=allow_conversion), store, fetcher)
 
 
 def add_page(settings: Settings, name: str, *paths: Path, **facts: str) -> None:

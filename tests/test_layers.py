@@ -19,17 +19,19 @@ PACKAGE = Path(weightpkg.__file__).parent
 
 ORDER = [
     "errors", "progress", "digest", "requirement", "tensor", "package", "document",
-    "formats", "formats.ggml_grids", "formats.ggml_blocks",
+    "formats", "formats.mapped", "formats.strangers", "formats.ggml_grids", "formats.ggml_blocks",
     "formats.ggml", "formats.gguf_header", "formats.gguf",
-    "index", "files", "store",
-    "sources", "sources.transport", "sources.wheel", "sources.pip_config", "sources.https",
-    "sources.local", "sources.pypi", "sources.openers",
-    "fetch", "resolve",
+    "formats.json_text", "formats.safetensors_header", "formats.safetensors",
+    "index", "files", "spans", "partial", "store", "adopt",
+    "sources", "sources.watchdog", "sources.transport", "sources.remote", "sources.wheel",
+    "sources.pip_config", "sources.https", "sources.local", "sources.pypi", "sources.hf",
+    "sources.openers",
+    "transfer", "fetch", "resolve", "reference", "retention",
     "convert", "convert.graph", "convert.weights", "convert.rope", "convert.blocks",
     "convert.hyperparameters",
     "convert.archs", "convert.archs.llama", "convert.archs.qwen2", "convert.archs.qwen3", "convert.archs.phi3", "convert.archs.granite", "convert.archs.olmo2", "convert.archs.smollm3", "convert.archs.stablelm", "convert.archs.starcoder2", "convert.archs.gpt2", "convert.archs.falcon", "convert.archs.gemma2", "convert.tokenizer", "convert.genai",
     "convert.directory", "convert.pipeline",
-    "install", "verify", "settings",
+    "install", "verify", "repair", "settings",
     "run", "run.template_worker", "run.template", "run.session", "run.sampling", "run.generate",
     "run.model",
     "api", "", "cli.console", "cli.chat", "cli",
@@ -43,7 +45,19 @@ FORBIDDEN = {
     "resolve": {"weightpkg.store", "weightpkg.sources", "weightpkg.fetch", "os", "pathlib"},
     "sources.transport": {"weightpkg.package", "weightpkg.store", "weightpkg.index"},
 }  # fmt: skip
-HEAVY = {"numpy", "onnx", "onnxruntime", "requests", "rich", "tokenizers", "pypi_simple", "jinja2"}
+HEAVY = {
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "requests",
+    "rich",
+    "tokenizers",
+    "pypi_simple",
+    "jinja2",
+    "huggingface_hub",
+    "filelock",
+    "reflink_copy",
+}
 
 
 def modules() -> dict[str, Path]:

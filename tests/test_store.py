@@ -16,9 +16,10 @@ from packaging.version import Version
 
 from weightpkg import files
 from weightpkg.digest import CHUNK_SIZE, Digest, Fingerprint, Hasher
-from weightpkg.errors import DigestMismatchError, SizeMismatchError, StoreError
+from weightpkg.errors import StoreError
 from weightpkg.requirement import normalize_name
-from weightpkg.store import Installed, InstalledFile, Store, disk_usage, tree_digest, uninstall
+from weightpkg.retention import uninstall
+from weightpkg.store import Installed, InstalledFile, Store, disk_usage, tree_digest
 
 CONTENT = b"weights" * 1000
 
@@ -30,9 +31,10 @@ def fingerprint(content: bytes) -> Fingerprint:
 
 
 def put(store: Store, content: bytes) -> Fingerprint:
-    with store.new_blob() as blob:
-        blob.write(content)
-        return blob.commit(fingerprint(content).sha256, size=None, blake3=None, where="test")
+    with store.use(), store.new_file() as new:
+        new.write(content)
+        store.publish(new, fingerprint(content))
+    return fingerprint(content)
 
 
 def installed(store: Store, name: str, content: bytes, key: str | None = None) -> Installed:
@@ -73,32 +75,9 @@ def test_a_blob_is_read_only_and_known_by_its_parts(store: Store) -> None:
 
 
 def test_what_is_not_committed_leaves_nothing(store: Store) -> None:
-    with store.new_blob() as blob:
-        blob.write(CONTENT)
+    with store.new_file() as new:
+        new.write(CONTENT)
     assert everything(store) == []
-
-
-@pytest.mark.parametrize(
-    ("expected", "size", "blake3", "error"),
-    [
-        pytest.param(Digest("sha256", 64 * "0"), None, None, DigestMismatchError, id="sha256"),
-        pytest.param(fingerprint(CONTENT).sha256, 6999, None, SizeMismatchError, id="size"),
-        pytest.param(fingerprint(CONTENT).sha256, None, Digest("blake3", 64 * "0"), DigestMismatchError, id="blake3"),
-    ],
-)  # fmt: skip
-def test_wrong_bytes_leave_nothing(
-    store: Store,
-    expected: Digest,
-    size: int | None,
-    blake3: Digest | None,
-    error: type[Exception],
-) -> None:
-    with store.new_blob() as blob:
-        blob.write(CONTENT)
-        with pytest.raises(error, match="from there"):
-            blob.commit(expected, size=size, blake3=blake3, where="from there")
-    assert everything(store) == []
-    assert store.blob(expected) is None
 
 
 def test_a_lost_chunk_list_makes_the_blob_unknown_and_not_wrong(store: Store) -> None:
@@ -133,16 +112,16 @@ def stop(writer: int) -> None:
     signal.pause()
 
 
-@pytest.mark.parametrize("place", ["new_blob", "commit"])
+@pytest.mark.parametrize("place", ["write", "publish"])
 def test_a_kill_leaves_a_store_that_works(store: Store, place: str) -> None:
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        with store.new_blob() as blob:
-            blob.write(CONTENT)
-            if place == "commit":
+        with store.new_file() as new:
+            new.write(CONTENT)
+            if place == "publish":
                 setattr(files.NewFile, "publish", lambda *_, **__: stop(writer))  # noqa: B010  as a type checker would have it
-                blob.commit(fingerprint(CONTENT).sha256, size=None, blake3=None, where="")
+                store.publish(new, fingerprint(CONTENT))
             stop(writer)
     os.read(reader, 1)
     os.kill(child, signal.SIGKILL)
@@ -153,14 +132,16 @@ def test_a_kill_leaves_a_store_that_works(store: Store, place: str) -> None:
     assert put(store, CONTENT) == fingerprint(CONTENT)
 
 
-def test_old_leavings_are_swept_and_new_ones_are_not(tmp_path: Path) -> None:
-    old, new = tmp_path / "tmp" / "old", tmp_path / "tmp" / "new"
-    for path in (old, new):
-        path.mkdir(parents=True)
-    os.utime(old, (0, 0))
-    put(Store(tmp_path), CONTENT)
-    assert not old.exists()
-    assert new.exists()
+def test_leavings_are_swept_by_whoever_is_alone(tmp_path: Path) -> None:
+    left = tmp_path / "tmp" / "left"
+    left.mkdir(parents=True)
+    with Store(tmp_path).use():
+        assert not left.exists()
+        left.mkdir()
+        put(Store(tmp_path), CONTENT)
+        assert left.exists()
+    with Store(tmp_path).use_alone():
+        assert not left.exists()
 
 
 def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path: Path) -> None:
@@ -174,8 +155,8 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path: Path) -> No
         store.temporary
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
         try:
-            with store.new_blob() as blob:
-                blob.write(bytes(250_000))
+            with store.new_file() as new:
+                new.write(bytes(250_000))
         except StoreError as error:
             print(error.hint)
             sys.exit(error.exit_code)
@@ -187,7 +168,7 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path: Path) -> No
         check=False,
     )
     assert (done.returncode, done.stderr) == (6, "")
-    assert "cache size" in done.stdout
+    assert "weightpkg gc" in done.stdout
     assert everything(Store(tmp_path)) == []
 
 
@@ -198,7 +179,7 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path: Path) -> No
         (errno.EACCES, "permission denied"),
         (errno.EROFS, "read-only"),
         (errno.EIO, "reports an error"),
-        (errno.EMFILE, "Too many open files"),
+        (errno.EMFILE, "too many files"),
     ],
 )
 def test_errors_of_the_system_say_path_and_reason(
@@ -208,18 +189,17 @@ def test_errors_of_the_system_say_path_and_reason(
         raise OSError(code, os.strerror(code))
 
     put(store, b"before")
-    with store.new_blob() as blob:
-        monkeypatch.setattr(os, "write", fail)
+    with store.new_file() as new:
+        monkeypatch.setattr(files.disk, "write", fail)
         with pytest.raises(StoreError, match=reason) as caught:
-            blob.write(CONTENT)
+            new.write(CONTENT)
         monkeypatch.undo()
     assert str(store.root) in str(caught.value)
     assert len(everything(store)) == 2
 
 
 def test_short_writes_lose_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = os.write
-    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:100]))
+    monkeypatch.setattr(files.disk, "write", lambda fd, data: os.write(fd, data[:100]))
     assert store.blob_path(put(store, CONTENT).sha256).read_bytes() == CONTENT
 
 
@@ -257,10 +237,10 @@ def test_uninstalling_keeps_what_others_need(store: Store) -> None:
     key = "a" * 64
     first, second = installed(store, "a", CONTENT, key), installed(store, "b", CONTENT, key)
     assert disk_usage(store, first) > len(CONTENT)
-    assert uninstall(store, first) == 0
+    assert uninstall(store, [first]) == 0
     assert store.blob(second.files[0].sha256)
     assert store.model(key)
-    assert uninstall(store, second) > len(CONTENT)
+    assert (uninstall(store, [second]) or 0) > len(CONTENT)
     assert everything(store) == []
 
 

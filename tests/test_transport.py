@@ -51,8 +51,9 @@ def delays() -> list[float]:
 
 
 @pytest.fixture
-def transport(delays: list[float]) -> Iterator[Transport]:
-    with Transport(TransportSettings(timeout_s=10), sleep=delays.append) as transport:
+def transport(delays: list[float], monkeypatch: pytest.MonkeyPatch) -> Iterator[Transport]:
+    monkeypatch.setattr(Transport, "sleep", lambda _, seconds: delays.append(seconds))
+    with Transport(TransportSettings(timeout_s=10)) as transport:
         yield transport
 
 
@@ -102,7 +103,6 @@ def test_tells_when_a_server_does_not_answer_ranges(site: Site, transport: Trans
     [
         pytest.param("bytes 0-9/1024", id="another start"),
         pytest.param("bytes 10-29/1024", id="longer"),
-        pytest.param("bytes 10-14/1024", id="shorter"),
         pytest.param("bytes 10-19/*", id="no total"),
         pytest.param("bytes 10-19/15", id="total too small"),
         pytest.param("lines 10-19/1024", id="another unit"),
@@ -118,6 +118,12 @@ def test_refuses_another_range_than_was_asked_for(
     site.answers["/lying"] = answer
     with pytest.raises(FetchError, match="asked for bytes from 10"):
         read(transport, site.url + "/lying", start=10, end=20)
+
+
+def test_takes_the_beginning_of_a_range(site: Site, transport: Transport) -> None:
+    told = {"Content-Range": "bytes 10-14/1024"}
+    site.answers["/less"] = lambda handler: handler.reply(206, CONTENT[10:15], told)
+    assert read(transport, site.url + "/less", start=10, end=20) == CONTENT[10:15]
 
 
 def test_refuses_a_range_that_was_not_asked_for(site: Site, transport: Transport) -> None:
@@ -140,7 +146,7 @@ def test_refuses_a_compressed_answer(site: Site, transport: Transport) -> None:
         read(transport, site.url + "/packed")
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 416, 429, 500])
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 416, 501])
 def test_names_the_status_of_an_error(
     site: Site, transport: Transport, delays: list[float], status: int
 ) -> None:
@@ -154,8 +160,9 @@ def test_tries_again_when_a_server_is_not_ready(
     site: Site, transport: Transport, delays: list[float]
 ) -> None:
     site.answers["/busy"] = first_fails(503, times=2, content=b"ready")
-    assert read(transport, site.url + "/busy") == b"ready"
-    assert delays == [0.5, 1.0]
+    assert transport.document(site.url + "/busy", max_bytes=100).content == b"ready"
+    assert 0.25 <= delays[0] <= 0.5 <= delays[1] <= 1.0
+    assert len(delays) == 2
 
 
 def test_gives_up_after_so_many_retries(
@@ -163,9 +170,9 @@ def test_gives_up_after_so_many_retries(
 ) -> None:
     site.answers["/busy"] = first_fails(503, times=99, content=b"")
     with pytest.raises(FetchError, match="HTTP 503"):
-        read(transport, site.url + "/busy")
+        transport.document(site.url + "/busy", max_bytes=100)
     assert len(site.requests) == 4
-    assert delays == [0.5, 1.0, 2.0]
+    assert len(delays) == 3
 
 
 def test_says_that_a_connection_was_refused(transport: Transport, delays: list[float]) -> None:
@@ -173,7 +180,7 @@ def test_says_that_a_connection_was_refused(transport: Transport, delays: list[f
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/file?token=secret"
     with pytest.raises(FetchError, match=r"/file`: the connection was refused") as caught:
-        read(transport, url)
+        transport.document(url, max_bytes=100)
     assert "secret" not in str(caught.value)
     assert caught.value.hint is not None
     assert len(delays) == 3

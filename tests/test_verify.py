@@ -18,16 +18,19 @@ def flip(path: Path) -> None:
     content[len(content) // 2] ^= 1
     path.chmod(0o644)
     path.write_bytes(content)
+    path.chmod(0o444)
 
 
 def cut(path: Path) -> None:
     path.chmod(0o644)
     path.write_bytes(path.read_bytes()[:-1])
+    path.chmod(0o444)
 
 
 def grow(path: Path) -> None:
     path.chmod(0o644)
     path.write_bytes(path.read_bytes() + b"x")
+    path.chmod(0o444)
 
 
 DAMAGES: list[tuple[Callable[[Path], object], str]] = [

@@ -5,15 +5,19 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from weightpkg.errors import ConvertError, NotInstalledError
+from weightpkg.errors import ConvertError, ModelNotFoundError, NotInstalledError, StoreError
 from weightpkg.install import install, plan_install
 from weightpkg.progress import Progress, Silence
+from weightpkg.reference import is_reference, resolve_any
 from weightpkg.requirement import Requirement
 from weightpkg.resolve import resolve
 from weightpkg.settings import Settings
+from weightpkg.store import Installed, Store
 
 if TYPE_CHECKING:
     from weightpkg.run.model import Model
@@ -23,7 +27,7 @@ def path(name: str, *, settings: Settings | None = None) -> Path:
     """Return the directory of an installed model, for any program that reads ONNX.
 
     Args:
-        name: a requirement, such as `smollm2-135m-q4`.
+        name: a requirement, such as `smollm2-135m-q4`, or a direct reference.
         settings: where things are, if not where the environment says.
 
     Raises:
@@ -32,20 +36,47 @@ def path(name: str, *, settings: Settings | None = None) -> Path:
     """
     settings = settings or Settings.from_environment()
     store = settings.store()
-    resolved = resolve(Requirement.parse(name), settings.index())
+    return _directory(store, find_installed(name, settings, store))
+
+
+def find_installed(name: str, settings: Settings, store: Store) -> Installed:
+    """Return the record of an installed model.
+
+    Raises:
+        ResolutionError: there is no such model, or it is not installed.
+    """
+    if is_reference(name):
+        found = [record for record in store.installed() if record.reference == name]
+        if not found:
+            raise NotInstalledError(name)
+        return max(found, key=store.used)
+    requirement = Requirement.parse(name)
+    try:
+        resolved = resolve(requirement, settings.index())
+    except ModelNotFoundError:
+        # what was installed by a reference has a name that no index knows
+        for record in store.installed():
+            if record.reference and record.full_name == requirement.name:
+                return record
+        raise
     installed = store.find(
         resolved.model.normalized_name, resolved.variant.name, resolved.release.version
     )
     if installed is None:
         raise NotInstalledError(resolved.full_name)
+    return installed
+
+
+def _directory(store: Store, installed: Installed) -> Path:
+    again = installed.reference or installed.full_name
     if installed.conversion is None:
         raise ConvertError(
-            f"`{resolved.full_name}` was installed as files, without a conversion",
-            hint=f"weightpkg install {resolved.full_name}",
+            f"`{again}` was installed as files, without a conversion",
+            hint=f"weightpkg install {again}",
         )
     directory = store.model(installed.conversion)
     if directory is None:
-        raise NotInstalledError(resolved.full_name)
+        raise NotInstalledError(again)
     return directory
 
 
@@ -59,16 +90,14 @@ def ensure(
     """
     settings = settings or Settings.from_environment()
     progress = progress or Silence()
+    with suppress(NotInstalledError, ConvertError):
+        return path(name, settings=settings)
     store = settings.store()
-    resolved = resolve(Requirement.parse(name), settings.index())
-    try:
-        return path(f"{resolved.full_name}=={resolved.release.version}", settings=settings)
-    except (NotInstalledError, ConvertError):
-        pass
-    progress.note(f"resolved {name} to {resolved}")
-    plan = plan_install(resolved, store)
-    with settings.sources(store) as open_source:
-        install(plan, store, open_source, progress)
+    with settings.sources(store) as sources:
+        resolved = resolve_any(name, settings.index(), sources.list_repository)
+        progress.note(f"resolved {name} to {resolved}")
+        fetcher = settings.fetcher(sources, store, progress)
+        install(plan_install(resolved, store), store, fetcher)
     return path(name, settings=settings)
 
 
@@ -80,10 +109,10 @@ def load(
     settings: Settings | None = None,
     progress: Progress | None = None,
 ) -> Model:
-    """Load a model, ready to answer.
+    """Load a model, ready to answer; it is not collected while it is loaded.
 
     Args:
-        name: a requirement, such as `smollm2-135m-q4`.
+        name: a requirement, such as `smollm2-135m-q4`, or a direct reference.
         allow_install: install it if it is not there.
         threads: how many to compute with; 0 is one for each physical core.
         settings: where things are, if not where the environment says.
@@ -92,10 +121,18 @@ def load(
     Raises:
         WeightpkgError: it cannot be found, installed or loaded.
     """
+    settings = settings or Settings.from_environment()
     if allow_install:
-        directory = ensure(name, settings=settings, progress=progress)
-    else:
-        directory = path(name, settings=settings)
-    from weightpkg.run.model import Model  # noqa: PLC0415  needs onnxruntime
+        ensure(name, settings=settings, progress=progress)
+    store = settings.store()
+    with ExitStack() as stack:
+        installed = find_installed(name, settings, store)
+        directory = _directory(store, installed)
+        with suppress(StoreError):  # whoever cannot write to a store cannot collect it either
+            stack.enter_context(store.lease(directory.name))
+        store.note_use(installed, time.time())
+        from weightpkg.run.model import Model  # noqa: PLC0415  needs onnxruntime
 
-    return Model(directory, threads=threads)
+        model = Model(directory, threads=threads)
+        model.hold(stack.pop_all())
+        return model

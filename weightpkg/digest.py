@@ -20,6 +20,7 @@ Algorithm = Literal["sha256", "blake3"]
 
 CHUNK_SIZE = 4 * 1024 * 1024
 READ_SIZE = 1024 * 1024
+_BUFFER_SIZE = 8 * 1024 * 1024  # enough for every core to have its part
 
 _HEX = re.compile(r"[0-9a-f]{64}\Z")
 
@@ -55,7 +56,7 @@ class Digest:
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """All that one pass over some bytes tells: size, both digests, and BLAKE3 of each chunk."""
+    """All that is known of some bytes: size, both digests, and BLAKE3 of each chunk."""
 
     size: int
     sha256: Digest
@@ -64,10 +65,15 @@ class Fingerprint:
 
 
 class Hasher:
-    """Takes bytes in order and gives their `Fingerprint`."""
+    """Takes bytes in order and gives their `Fingerprint`.
 
-    def __init__(self) -> None:
+    Args:
+        sha256: what the SHA-256 is if BLAKE3 says that the bytes are right; computed if None.
+    """
+
+    def __init__(self, sha256: Digest | None = None) -> None:
         self.size = 0
+        self._known = sha256
         self._sha256 = hashlib.sha256()
         self._blake3 = blake3()
         self._chunk = blake3()
@@ -77,16 +83,25 @@ class Hasher:
     def update(self, data: bytes | memoryview) -> None:
         """Add the next bytes."""
         view = memoryview(data)
-        self.size += view.nbytes
-        self._sha256.update(view)
-        self._blake3.update(view)
         while view.nbytes:
             taken = view[: CHUNK_SIZE - self._chunk_size]
             self._chunk.update(taken)
+            self._add(taken)
             self._chunk_size += taken.nbytes
             view = view[taken.nbytes :]
             if self._chunk_size == CHUNK_SIZE:
                 self._end_chunk()
+
+    def add_chunk(self, data: memoryview, digest: str) -> None:
+        """Add a whole chunk, or a last shorter one, whose BLAKE3 is known."""
+        self._add(data)
+        self._chunks.append(digest)
+
+    def _add(self, data: memoryview) -> None:
+        self.size += data.nbytes
+        self._blake3.update(data)
+        if self._known is None:
+            self._sha256.update(data)
 
     def _end_chunk(self) -> None:
         self._chunks.append(self._chunk.hexdigest())
@@ -99,19 +114,54 @@ class Hasher:
             self._end_chunk()
         return Fingerprint(
             self.size,
-            Digest("sha256", self._sha256.hexdigest()),
+            self._known or Digest("sha256", self._sha256.hexdigest()),
             Digest("blake3", self._blake3.hexdigest()),
             tuple(self._chunks),
         )
 
 
 def hash_file(
-    path: Path, algorithm: Algorithm, *, advance: Callable[[int], None] = lambda _: None
+    path: Path,
+    algorithm: Algorithm,
+    *,
+    advance: Callable[[int], None] = lambda _: None,
+    all_cores: bool = False,
 ) -> Digest:
-    """Return the digest of a whole file, reading it in pieces; OSError as the system gives it."""
-    hasher = hashlib.sha256() if algorithm == "sha256" else blake3()
+    """Return the digest of a whole file, read in pieces; OSError as the system gives it.
+
+    Args:
+        path: the file.
+        algorithm: which digest.
+        advance: called with the bytes of each piece.
+        all_cores: hash with all of them, which BLAKE3 can and SHA-256 cannot.
+    """
+    threads = blake3.AUTO if all_cores else 1
+    hasher = hashlib.sha256() if algorithm == "sha256" else blake3(max_threads=threads)
+    buffer = bytearray(_BUFFER_SIZE if all_cores else READ_SIZE)
+    with path.open("rb", buffering=0) as stream, memoryview(buffer) as view:
+        while size := stream.readinto(view):
+            hasher.update(view[:size])
+            advance(size)
+    return Digest(algorithm, hasher.hexdigest())
+
+
+def git_sha1(path: Path, size: int) -> str:
+    """Return what git calls a file's bytes: SHA-1 of `blob <size>`, a zero byte, and the bytes.
+
+    https://git-scm.com/book/en/v2/Git-Internals-Git-Objects; not a proof against an attacker, and
+    all that a hub says of its small files.
+    """
+    hasher = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
     with path.open("rb") as stream:
         while piece := stream.read(READ_SIZE):
             hasher.update(piece)
-            advance(len(piece))
-    return Digest(algorithm, hasher.hexdigest())
+    return hasher.hexdigest()
+
+
+def fingerprint_file(path: Path) -> Fingerprint:
+    """Return all that is to be known of a file's bytes; OSError as the system gives it."""
+    hasher = Hasher()
+    with path.open("rb") as stream:
+        while piece := stream.read(READ_SIZE):
+            hasher.update(piece)
+    return hasher.finish()

@@ -10,6 +10,11 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 
+def shown(text: str) -> str:
+    """Shorten a name that came from outside, for a message."""
+    return text if len(text) <= 64 else f"{text[:61]}..."
+
+
 class WeightpkgError(Exception):
     """The root: whatever weightpkg refuses or fails to do, and why."""
 
@@ -147,20 +152,36 @@ class UnsupportedVersionError(DocumentError):
 
 
 class FormatError(WeightpkgError):
-    """A model file is malformed, or made to harm."""
+    """A model file is malformed, or made to harm; names the file and the place."""
 
     exit_code = 8
     kind = "a model file is malformed, or cannot be converted"
-
-
-class GGUFError(FormatError):
-    """A GGUF file breaks a rule of the format; names the file and the place."""
 
     def __init__(self, file: str, place: str, reason: str, *, hint: str | None = None) -> None:
         super().__init__(f"`{file}`: {place}: {reason}", hint=hint)
         self.file = file
         self.place = place
         self.reason = reason
+
+
+class GGUFError(FormatError):
+    """A GGUF file breaks a rule of the format."""
+
+
+class SafetensorsError(FormatError):
+    """A safetensors file, or the index of several, breaks a rule of the format."""
+
+
+class PickleError(FormatError):
+    """A file holds a Python pickle, whatever it is called: loading it could run any code."""
+
+    def __init__(self, file: str, reason: str) -> None:
+        super().__init__(
+            file,
+            "file",
+            f"{reason}, which could run code and is never loaded",
+            hint="use the model's safetensors or GGUF files",
+        )
 
 
 class ConvertError(WeightpkgError):

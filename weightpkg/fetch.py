@@ -1,97 +1,298 @@
 """From a file that an index names to a verified blob in the store.
 
-Sources are tried in order and none is trusted: what comes is counted and hashed while it is
-written, reading stops at the first byte too many, and only the digest decides. Wrong bytes leave
-nothing behind and the next source is tried; a store that cannot be written ends it at once.
+Sources are tried in order and none is trusted. What comes is written where it belongs, survives the
+end of the process, and is gone on with by the next, or by the next source: only a digest decides
+what becomes a blob. That is the BLAKE3 where the index gives it, which is checked as fast as bytes
+come, and else the SHA-256. A store that cannot be written ends it at once.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from weightpkg.digest import Fingerprint
-from weightpkg.errors import FetchError, IntegrityError, SizeMismatchError, StoreError
+from weightpkg import files
+from weightpkg.adopt import Places, adopt, find_candidates
+from weightpkg.digest import Digest, Fingerprint, fingerprint_file, git_sha1
+from weightpkg.errors import (
+    DigestMismatchError,
+    FetchError,
+    IntegrityError,
+    SizeMismatchError,
+    StoreError,
+)
 from weightpkg.package import File, HttpsSource, Parts, Source
+from weightpkg.partial import Partial, Provenance, WrongChunkError, discard_partial
 from weightpkg.progress import Advance, Progress
-from weightpkg.sources import Stream
-from weightpkg.store import BlobWriter, Store
+from weightpkg.sources import Content, Pieces
+from weightpkg.store import Store
+from weightpkg.transfer import transfer
 
-OpenSource = Callable[[Source], AbstractContextManager[Stream]]
-"""Opens a source of any kind; `FetchError` where it cannot be had."""
+OpenSource = Callable[[Source, int], AbstractContextManager[Content]]
+"""Opens a source of any kind to be read from a byte on; `FetchError` where it cannot be had."""
 
-_NO_ROOM = "free some space, or set WEIGHTPKG_HOME to a larger disk"
+DEFAULT_JOBS = 8
+_NO_ROOM = "`weightpkg gc` frees what is not needed; WEIGHTPKG_HOME can be on a larger disk"
+_LEAST_SPEED = 16 * 1024
+_GRACE_S = 600.0
 
 
-def fetch_file(
-    file: File, open_source: OpenSource, store: Store, progress: Progress
-) -> Fingerprint:
-    """Have the file's bytes in the store, from the first source that delivers them.
+@dataclass
+class Fetcher:
+    """Fetches files for one run, and remembers which sources were no good in it.
 
     Args:
-        file: what the index says of it.
-        open_source: opens its sources.
-        store: where the blob goes; if it is there, nothing is fetched.
+        open_source: opens sources.
+        store: where blobs go.
         progress: told of every step.
+        jobs: how many connections a file may take.
+        timeout_s: how long a file may take; if None, ten minutes and what its size takes at 16 KiB
+            a second.
+        places: where files that are on this machine already are looked for.
+        received: bytes that came from sources so far.
+    """
+
+    open_source: OpenSource
+    store: Store
+    progress: Progress
+    jobs: int = DEFAULT_JOBS
+    timeout_s: float | None = None
+    places: Places = field(default_factory=Places)
+    received: int = 0
+    _wrong: set[Parts] = field(default_factory=set)
+    _slow: set[Parts] = field(default_factory=set)
+
+    def fetch(self, file: File, *, is_damaged: bool = False) -> Fingerprint:
+        """Have the file's bytes in the store, from this machine or whichever sources deliver them.
+
+        Args:
+            file: what the index says of it; if it gives no digest, whatever comes is taken.
+            is_damaged: the blob that is there is no good, and to be replaced.
+
+        Raises:
+            IntegrityError: a source delivered other bytes, and no other delivered the right ones.
+            FetchError: no source could be read.
+            StoreError: the store cannot be written, or has no room.
+        """
+        name = file.sha256 or _name_of(file)
+        with (
+            self.store.use(),
+            self.store.lock(name, on_wait=lambda: self._waiting(file)),
+        ):
+            # another process may have fetched it while this one waited
+            if not is_damaged and file.sha256 and (found := self._find_blob(file.sha256)):
+                return found
+            with self.progress.task(str(file.path), file.size) as advance:
+                return self._adopt(file, name, advance) or self._download(file, name, advance)
+
+    def _find_blob(self, digest: Digest) -> Fingerprint | None:
+        """Return what is known of a blob; where its list of chunks is lost, it is made again."""
+        path = self.store.blob(digest)
+        found = self.store.fingerprint(digest)
+        if path is None or found is not None:
+            return found
+        with files.mapped(path):
+            found = fingerprint_file(path)
+        if found.sha256 != digest:
+            return None
+        self.store.write_chunks(found)
+        return found
+
+    def _adopt(self, file: File, name: Digest, advance: Advance) -> Fingerprint | None:
+        if file.sha256 is None:
+            return None
+        found = adopt(file, find_candidates(file, self.places), self.store, advance)
+        if found is None:
+            return None
+        discard_partial(self.store.partial_path(name))
+        self.progress.note(f"took {file.path} from {found[1].path}")
+        return found[0]
+
+    def _download(self, file: File, name: Digest, advance: Advance) -> Fingerprint:
+        known = self.store.known(name)
+        with Partial(
+            self.store.partial_path(name),
+            size=file.size,
+            sha256=file.sha256 if file.blake3 else None,
+            chunks=known.chunks if known else (),
+        ) as partial:
+            partial.resume(advance)
+            fingerprint = self._from_any(file, partial, advance)
+            self.store.publish(partial, fingerprint)
+            return fingerprint
+
+    def _waiting(self, file: File) -> None:
+        self.progress.note(f"another process is fetching {file.path}; waiting for it")
+
+    def _from_any(self, file: File, partial: Partial, advance: Advance) -> Fingerprint:
+        failures: list[FetchError | IntegrityError] = []
+        sources = sorted(file.sources, key=lambda parts: parts in self._slow)
+        for parts in sources:
+            if parts in self._wrong:
+                continue
+            try:
+                return self._from_one(file, parts, partial, advance)
+            except IntegrityError as error:
+                self._wrong.add(parts)
+                failures.append(error)
+            except FetchError as error:
+                self._slow.add(parts)
+                failures.append(error)
+            if parts != sources[-1]:
+                self.progress.note(f"{failures[-1].message}; trying the next source")
+        raise _no_source(file, failures)
+
+    def _from_one(
+        self, file: File, parts: Parts, partial: Partial, advance: Advance
+    ) -> Fingerprint:
+        """Have all bytes from one source, but for those that others have brought already."""
+        origin = " + ".join(map(_shown, parts))
+        self._check_room(file, (file.size or 0) - partial.spans.size)
+        with open_parts(self.open_source, parts, next(_first_gap(partial))) as content:
+            self._check_size(file, content, partial)
+            partial.begin(Provenance(origin, content.validator))
+            while True:
+                is_alone = len(partial.origins) == 1
+                try:
+                    fingerprint = self._copy(file, content, partial, advance)
+                    _check(file, fingerprint, partial.path, origin)
+                except IntegrityError:
+                    advance(-partial.spans.size)
+                    partial.forget()
+                    if is_alone:
+                        raise
+                    # the bytes of an earlier source may be the wrong ones
+                    partial.begin(Provenance(origin, content.validator))
+                    continue
+                return fingerprint
+
+    def _copy(
+        self, file: File, content: Content, partial: Partial, advance: Advance
+    ) -> Fingerprint:
+        is_second = False
+        while True:
+            try:
+                for offset, piece in self._pieces(content, partial):
+                    self._check_piece(file, content, partial, offset + len(piece))
+                    self.received += len(piece)
+                    advance(partial.write(offset, piece))
+                if partial.size is not None and partial.spans.reach() != partial.size:
+                    raise FetchError(
+                        f"`{content.name}`: ended after {partial.spans.reach():,} of "
+                        f"{partial.size:,} bytes"
+                    )
+                return partial.finish()
+            except WrongChunkError as error:
+                # it may be another source's, or the disk's fault; once more, and no third time
+                if is_second:
+                    raise DigestMismatchError(
+                        content.name, expected="the digest of each chunk", found="another one"
+                    ) from error
+                is_second = True
+
+    def _pieces(self, content: Content, partial: Partial) -> Iterator[tuple[int, bytes]]:
+        end = content.size if partial.size is None else partial.size
+        timeout_s = self.timeout_s or _GRACE_S + (end or 0) / _LEAST_SPEED
+        gaps = [(0, -1)] if end is None else list(partial.spans.gaps(end))
+        return transfer(content, gaps, jobs=self.jobs, timeout_s=timeout_s)
+
+    def _check_size(self, file: File, content: Content, partial: Partial) -> None:
+        """Refuse what cannot be right, or cannot be stored, before its first byte."""
+        if file.size is not None and content.size not in (None, file.size):
+            raise SizeMismatchError(content.name, expected=file.size, found=content.size or 0)
+        if partial.size is None:
+            partial.size = content.size
+        self._check_room(file, (partial.size or 0) - partial.spans.size)
+
+    def _check_room(self, file: File, needed: int) -> None:
+        room = shutil.disk_usage(self.store.temporary).free
+        if needed > room:
+            raise StoreError(
+                f"`{file.path}` needs {needed:,} bytes, and {room:,} are free in "
+                f"`{self.store.root}`",
+                hint=_NO_ROOM,
+            )
+
+    def _check_piece(self, file: File, content: Content, partial: Partial, end: int) -> None:
+        if file.size is not None and end > file.size:
+            raise SizeMismatchError(content.name, expected=file.size, found=end)
+        if partial.size is None:
+            self._check_room(file, end - partial.spans.size)
+
+
+def _first_gap(partial: Partial) -> Iterator[int]:
+    for start, _ in partial.spans.gaps(partial.size or 0):
+        yield start
+    yield 0
+
+
+@contextmanager
+def open_parts(open_source: OpenSource, parts: Parts, start: int) -> Iterator[Content]:
+    """Open one source, or several whose bytes are joined in order.
 
     Raises:
-        IntegrityError: a source delivered other bytes, and no other delivered the right ones.
-        FetchError: no source could be read.
-        StoreError: the store cannot be written, or has no room.
+        FetchError: one of them cannot be had.
     """
-    with store.lock(file.sha256):
-        # another process may have fetched it while this one waited
-        if found := store.fingerprint(file.sha256):
-            return found
-        failures: list[FetchError | IntegrityError] = []
-        for parts in file.sources:
-            try:
-                return _fetch_parts(file, parts, open_source, store, progress)
-            except (FetchError, IntegrityError) as error:
-                failures.append(error)
-                if len(failures) < len(file.sources):
-                    progress.note(f"{error.message}; trying the next source")
-    raise _no_source(file, failures)
+    with ExitStack() as stack:
+        if len(parts) == 1:
+            yield stack.enter_context(open_source(parts[0], start))
+        else:
+            yield _Joined([stack.enter_context(open_source(part, 0)) for part in parts])
 
 
-def _fetch_parts(
-    file: File, parts: Parts, open_source: OpenSource, store: Store, progress: Progress
-) -> Fingerprint:
-    where = " + ".join(_shown(source) for source in parts)
-    room = shutil.disk_usage(store.temporary).free
-    if (file.size or 0) > room:
-        raise StoreError(
-            f"`{file.path}` has {file.size:,} bytes, and {room:,} are free in `{store.root}`",
-            hint=_NO_ROOM,
-        )
-    with store.new_blob() as blob, progress.task(str(file.path), file.size) as advance:
-        for source in parts:
-            with open_source(source) as stream:
-                _copy(stream, blob, advance, size=file.size, room=room, where=where)
-        return blob.commit(file.sha256, size=file.size, blake3=file.blake3, where=where)
+class _Joined:
+    """Several contents as one."""
+
+    def __init__(self, contents: Sequence[Content]) -> None:
+        sizes = [content.size for content in contents]
+        validators = [content.validator for content in contents]
+        self._contents = contents
+        self.name = " + ".join(content.name for content in contents)
+        self.size = None if None in sizes else sum(size for size in sizes if size is not None)
+        self.validator = None if None in validators else " + ".join(map(str, validators))
+        self.has_ranges = self.size is not None and all(c.has_ranges for c in contents)
+
+    @property
+    def n_busy(self) -> int:
+        """How often any of them has asked for patience."""
+        return sum(content.n_busy for content in self._contents)
+
+    def stream(self, start: int, end: int | None = None) -> Pieces:
+        """Yield the bytes of a range; `FetchError` as the contents raise it."""
+        if not self.has_ranges:
+            for content in self._contents:
+                yield from content.stream(0, None)
+            return
+        base = 0
+        for content in self._contents:
+            size = content.size or 0
+            first, last = max(start - base, 0), min((end or 0) - base, size)
+            if first < last:
+                yield from content.stream(first, last)
+            base += size
 
 
-def _copy(
-    stream: Stream, blob: BlobWriter, advance: Advance, *, size: int | None, room: int, where: str
-) -> None:
-    """Write a stream's pieces, and stop where they pass what was promised or what there is room for."""
-    end = None if stream.size is None else blob.size + stream.size
-    _check_size(end or 0, size=size, room=room, where=where)
-    for piece in stream.pieces:
-        _check_size(blob.size + len(piece), size=size, room=room, where=where)
-        blob.write(piece)
-        advance(len(piece))
-    if end is not None and blob.size != end:
-        raise FetchError(f"`{where}`: {blob.size:,} bytes came where {end:,} were announced")
+def _check(file: File, found: Fingerprint, path: Path, origin: str) -> None:
+    if file.size is not None and found.size != file.size:
+        raise SizeMismatchError(origin, expected=file.size, found=found.size)
+    for wanted, actual in ((file.blake3, found.blake3), (file.sha256, found.sha256)):
+        if wanted is not None and wanted != actual:
+            raise DigestMismatchError(origin, expected=str(wanted), found=str(actual))
+    if file.sha256 is None and file.git_sha1 is not None:
+        name = git_sha1(path, found.size)
+        if name != file.git_sha1:
+            raise DigestMismatchError(origin, expected=f"git:{file.git_sha1}", found=f"git:{name}")
 
 
-def _check_size(found: int, *, size: int | None, room: int, where: str) -> None:
-    if size is not None and found > size:
-        raise SizeMismatchError(where, expected=size, found=found)
-    if found > room:
-        raise StoreError(f"`{where}`: more than the {room:,} bytes that are free", hint=_NO_ROOM)
+def _name_of(file: File) -> Digest:
+    """Return what the partial of a file without a digest is called."""
+    text = "\n".join(source.text for parts in file.sources for source in parts)
+    return Digest("sha256", hashlib.sha256(text.encode()).hexdigest())
 
 
 def _shown(source: Source) -> str:

@@ -20,7 +20,16 @@ from packaging.version import InvalidVersion, Version
 from weightpkg.digest import Digest
 from weightpkg.document import MAX_DOCUMENT_SIZE, Table, parse_document
 from weightpkg.errors import DocumentError, ModelNotFoundError, UnsupportedVersionError
-from weightpkg.package import File, Model, Parts, RelativePath, Release, Variant, parse_source
+from weightpkg.package import (
+    File,
+    Model,
+    Parts,
+    RelativePath,
+    Release,
+    Resolved,
+    Variant,
+    parse_source,
+)
 from weightpkg.requirement import NormalizedName, normalize_name
 
 SCHEMA = 1
@@ -100,6 +109,20 @@ class Index:
         hits = [Hit(model, _score(model, [word.lower() for word in words])) for model in models]
         found = [hit for hit in hits if hit.score]
         return sorted(found, key=lambda hit: (-hit.score, hit.model.name))
+
+    def find(self, digest: Digest) -> Iterator[tuple[Resolved, File]]:
+        """Yield each variant that has a file of a SHA-256, with that file.
+
+        Raises:
+            DocumentError: a page is not valid.
+        """
+        for name in self.names():
+            model = self.model(NormalizedName(name))
+            for release in model.releases:
+                for variant in release.variants:
+                    for file in variant.files:
+                        if file.sha256 == digest:
+                            yield Resolved(model=model, release=release, variant=variant), file
 
     def lint(self) -> list[DocumentError]:
         """Return every fault of the index, by page."""

@@ -8,25 +8,34 @@ finished, and the record that points at both is written last.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from weightpkg import convert
 from weightpkg.digest import Digest
-from weightpkg.errors import UnsupportedArchitectureError, UnsupportedFormatError
-from weightpkg.fetch import OpenSource, fetch_file
-from weightpkg.package import File, Resolved
+from weightpkg.errors import StoreError, UnsupportedArchitectureError, UnsupportedFormatError
+from weightpkg.fetch import Fetcher
+from weightpkg.package import UNKNOWN, File, Resolved
 from weightpkg.progress import Progress
 from weightpkg.store import Installed, InstalledFile, Store, tree_digest
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What an install will do."""
+    """What an install will do.
+
+    missing: files to be fetched.
+    conversion: the key of the conversion; None where there is none, or where it is not known before
+        a file without a digest was fetched.
+    converts: whether there is to be a conversion.
+    is_converted: whether it is there already.
+    """
 
     resolved: Resolved
     missing: tuple[File, ...]
     conversion: str | None
+    converts: bool
     is_converted: bool
 
     @property
@@ -38,7 +47,7 @@ class Plan:
     @property
     def is_done(self) -> bool:
         """Whether there is nothing to fetch and nothing to convert."""
-        return not self.missing and (self.conversion is None or self.is_converted)
+        return not self.missing and (not self.converts or self.is_converted)
 
 
 def plan_install(resolved: Resolved, store: Store, *, allow_conversion: bool = True) -> Plan:
@@ -54,12 +63,27 @@ def plan_install(resolved: Resolved, store: Store, *, allow_conversion: bool = T
         UnsupportedArchitectureError: its architecture is not converted.
     """
     files = resolved.variant.files
-    missing = tuple(file for file in files if store.blob(file.sha256) is None)
+    missing = tuple(f for f in files if f.sha256 is None or store.blob(f.sha256) is None)
     if not allow_conversion:
-        return Plan(resolved, missing, None, is_converted=False)
+        return Plan(resolved, missing, None, converts=False, is_converted=False)
     _check_convertible(resolved)
-    key = convert.conversion_key([file.sha256 for file in files])
-    return Plan(resolved, missing, key, is_converted=store.model(key) is not None)
+    digests = [file.sha256 for file in files if file.sha256]
+    if len(digests) < len(files):
+        return Plan(resolved, missing, None, converts=True, is_converted=False)
+    key = convert.conversion_key(digests)
+    is_converted = store.model(key) is not None
+    if is_converted and _is_without_sources(resolved, store, key):
+        missing = ()
+    return Plan(resolved, missing, key, converts=True, is_converted=is_converted)
+
+
+def _is_without_sources(resolved: Resolved, store: Store, key: str) -> bool:
+    """Whether the sources were dropped on purpose, once the conversion was there."""
+    name, version = resolved.model.normalized_name, resolved.release.version
+    record = store.find(name, resolved.variant.name, version)
+    if record is None or record.conversion != key:
+        return False
+    return not any(file.is_kept for file in record.files)
 
 
 def _check_convertible(resolved: Resolved) -> None:
@@ -71,7 +95,7 @@ def _check_convertible(resolved: Resolved) -> None:
             f"`{resolved.full_name}` is in {variant.format} format, which is not converted yet",
             hint=hint,
         )
-    if resolved.model.architecture not in convert.ARCHITECTURES:
+    if resolved.model.architecture not in {*convert.ARCHITECTURES, UNKNOWN}:
         raise UnsupportedArchitectureError(
             f"`{resolved.full_name}` has architecture `{resolved.model.architecture}`, "
             "which is not converted yet",
@@ -79,14 +103,13 @@ def _check_convertible(resolved: Resolved) -> None:
         )
 
 
-def install(plan: Plan, store: Store, open_source: OpenSource, progress: Progress) -> Installed:
+def install(plan: Plan, store: Store, fetcher: Fetcher) -> Installed:
     """Do what a plan says; return the record of what is installed.
 
     Args:
         plan: made for this store.
         store: where everything goes.
-        open_source: opens the sources of files.
-        progress: told of each step.
+        fetcher: fetches files into this store, and is told of each step.
 
     Raises:
         FetchError: no source has a file.
@@ -95,41 +118,76 @@ def install(plan: Plan, store: Store, open_source: OpenSource, progress: Progres
         FormatError: a file is malformed.
         ConvertError: a file cannot be converted.
     """
-    variant = plan.resolved.variant
-    files = []
-    for file in variant.files:
-        fingerprint = fetch_file(file, open_source, store, progress)
-        files.append(
-            InstalledFile(str(file.path), fingerprint.size, fingerprint.sha256, fingerprint.blake3)
+    with store.use():
+        known = _known_files(plan, store)
+        files = known or [_fetch(file, fetcher) for file in plan.resolved.variant.files]
+        conversion = tree = None
+        if plan.converts:
+            conversion = convert.conversion_key([file.sha256 for file in files])
+            tree = tree_digest(_convert(conversion, files, store, fetcher.progress))
+        installed = Installed(
+            name=plan.resolved.model.normalized_name,
+            version=plan.resolved.release.version,
+            variant=plan.resolved.variant.name,
+            files=tuple(files),
+            conversion=conversion,
+            tree=tree,
+            reference=plan.resolved.reference,
         )
-    model = None
-    if plan.conversion is not None:
-        model = _convert(plan.conversion, variant.files[0], store, progress)
-    installed = Installed(
-        name=plan.resolved.model.normalized_name,
-        version=plan.resolved.release.version,
-        variant=variant.name,
-        files=tuple(files),
-        conversion=plan.conversion,
-        tree=tree_digest(model) if model else None,
+        store.record(installed)
+        return installed
+
+
+def _known_files(plan: Plan, store: Store) -> list[InstalledFile]:
+    """The files as they are recorded, where their sources were dropped and are not needed."""
+    if not plan.is_done or not plan.conversion:
+        return []
+    if not _is_without_sources(plan.resolved, store, plan.conversion):
+        return []
+    resolved = plan.resolved
+    record = store.find(
+        resolved.model.normalized_name, resolved.variant.name, resolved.release.version
     )
-    store.record(installed)
-    return installed
+    return list(record.files) if record else []
 
 
-def _convert(key: str, file: File, store: Store, progress: Progress) -> Path:
+def _fetch(file: File, fetcher: Fetcher) -> InstalledFile:
+    found = fetcher.fetch(file)
+    sources = tuple(tuple(source.text for source in parts) for parts in file.sources)
+    return InstalledFile(str(file.path), found.size, found.sha256, found.blake3, sources)
+
+
+def _convert(key: str, files: Sequence[InstalledFile], store: Store, progress: Progress) -> Path:
     """Return the model directory of a conversion, making it if it is not there."""
-    with store.lock(Digest("sha256", key)):
+    with store.lock(
+        Digest("sha256", key),
+        on_wait=lambda: progress.note("another process is converting it; waiting"),
+    ):
         directory = store.model(key)
-        if directory is not None:
-            return directory
-        from weightpkg.convert.pipeline import convert as convert_file  # noqa: PLC0415  needs NumPy
+        if directory is None:
+            with store.new_model(key) as new:
+                convert_blobs(files, store, new, progress)
+    return store.model_path(key)
 
-        start = time.perf_counter()
-        source = store.blob_path(file.sha256)
-        with store.new_model(key) as new:
-            done = convert_file(source, file.sha256, new, progress, name=str(file.path))
+
+def convert_blobs(
+    files: Sequence[InstalledFile], store: Store, directory: Path, progress: Progress
+) -> None:
+    """Convert installed files into an empty directory.
+
+    Raises:
+        StoreError: a blob is missing, or the directory cannot be written.
+        FormatError: a file is malformed.
+        ConvertError: a file cannot be converted.
+    """
+    from weightpkg.convert.pipeline import convert as convert_file  # noqa: PLC0415  needs NumPy
+
+    (file,) = files
+    source = store.blob(file.sha256)
+    if source is None:
+        raise StoreError(f"`{file.path}`: its blob is missing", hint="weightpkg verify --repair")
+    start = time.perf_counter()
+    done = convert_file(source, file.sha256, directory, progress, name=file.path)
     seconds = time.perf_counter() - start
     ratio = done.size / done.source_size
     progress.note(f"converted {file.path} to ONNX in {seconds:.1f} s, {ratio:.2f} times its size")
-    return store.model_path(key)

@@ -16,6 +16,9 @@ from packaging.version import InvalidVersion, Version
 from weightpkg.digest import Digest
 from weightpkg.requirement import NormalizedName, normalize_name
 
+UNKNOWN = "unknown"
+"""The architecture, task or licence of what no index describes."""
+
 SourceKind = Literal["hf", "pypi", "https", "file"]
 
 _SEGMENT = re.compile(r"[A-Za-z0-9._+@=-][A-Za-z0-9 ._+@=-]{0,253}\Z")
@@ -132,12 +135,18 @@ Parts = tuple[Source, ...]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class File:
-    """One file of a variant. `size` and `blake3` are None where the publisher gave none."""
+    """One file of a variant.
+
+    `size` and `blake3` are None where the publisher gave none. `sha256` is None only for what was
+    asked for by its source and whose publisher gave no digest; then `git_sha1` may say what git
+    calls it.
+    """
 
     path: RelativePath
-    sha256: Digest
+    sha256: Digest | None
     size: int | None = None
     blake3: Digest | None = None
+    git_sha1: str | None = None
     sources: tuple[Parts, ...]
 
 
@@ -193,11 +202,15 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Resolved:
-    """A requirement's answer: exactly one variant of one release of one model."""
+    """A requirement's answer: exactly one variant of one release of one model.
+
+    `reference` is the source that was asked for, where no index was.
+    """
 
     model: Model
     release: Release
     variant: Variant
+    reference: str | None = None
 
     @property
     def full_name(self) -> str:

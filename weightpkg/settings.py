@@ -8,20 +8,30 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import platformdirs
 
-from weightpkg.fetch import OpenSource
+from weightpkg.adopt import Places
+from weightpkg.fetch import DEFAULT_JOBS, Fetcher
 from weightpkg.index import Index
+from weightpkg.progress import Progress
 from weightpkg.store import Store
+
+if TYPE_CHECKING:
+    from weightpkg.sources.openers import Openers
 
 VARIABLES = {
     "WEIGHTPKG_HOME": "where models are kept, in place of the system's directory for user data",
     "WEIGHTPKG_INDEX": "a directory to use as the index, in place of the one that is built in",
+    "WEIGHTPKG_FIND_LINKS": "directories to look in for files before they are downloaded",
+    "WEIGHTPKG_NO_ADOPT": "take no files from other tools' stores, if set",
+    "HF_ENDPOINT, HF_TOKEN, HF_HOME": "where the hub and its cache are, as huggingface_hub has it",
+    "OLLAMA_MODELS": "where Ollama keeps its models",
     "NO_COLOR": "no colours, if set",
     "PIP_*, pip.conf": "pip's own configuration: where `pypi:` sources are fetched from",
     "HTTPS_PROXY, NO_PROXY, REQUESTS_CA_BUNDLE": "how servers are reached, as requests has it",
@@ -57,19 +67,58 @@ class Settings:
         return Index(self.index_dir)
 
     @contextmanager
-    def sources(self, store: Store) -> Iterator[OpenSource]:
+    def sources(self, store: Store) -> Iterator[Openers]:
         """Enter what opens sources; connections are closed at the end."""
-        from weightpkg.sources.openers import make_open_source  # noqa: PLC0415  slow to import,
-        from weightpkg.sources.pip_config import read_pip_config  # noqa: PLC0415  and only
-        from weightpkg.sources.transport import Transport  # noqa: PLC0415  downloads need it
+        from weightpkg.sources.openers import Openers  # noqa: PLC0415  slow to import, and
+        from weightpkg.sources.pip_config import read_pip_config  # noqa: PLC0415  only downloads need it
 
         config = read_pip_config(
             self.environ, home=Path.home(), prefix=Path(sys.prefix), platform=sys.platform
         )
-        with Transport(config.transport) as transport:
-            yield make_open_source(
-                config, transport, index_dir=self.index_dir, temp_dir=store.temporary
-            )
+        with Openers(
+            config, self.environ, index_dir=self.index_dir, temp_dir=store.root / "tmp"
+        ) as openers:
+            yield openers
+
+    def fetcher(
+        self,
+        sources: Openers,
+        store: Store,
+        progress: Progress,
+        *,
+        jobs: int = DEFAULT_JOBS,
+        timeout_s: float | None = None,
+        find_links: Sequence[Path] = (),
+    ) -> Fetcher:
+        """Make what fetches files.
+
+        Args:
+            sources: opens sources.
+            store: where blobs go.
+            progress: told of every step.
+            jobs: how many connections a file may take.
+            timeout_s: how long a file may take; see `Fetcher`.
+            find_links: directories to look in before anything is downloaded.
+        """
+        return Fetcher(
+            sources,
+            store,
+            progress,
+            jobs=jobs,
+            timeout_s=timeout_s,
+            places=self.places(find_links),
+        )
+
+    def places(self, find_links: Sequence[Path] = ()) -> Places:
+        """Where files of this machine are looked for."""
+        more = (
+            Path(text) for text in self.environ.get("WEIGHTPKG_FIND_LINKS", "").split(os.pathsep)
+        )
+        named = (*find_links, *(path for path in more if path.parts))
+        if self.environ.get("WEIGHTPKG_NO_ADOPT"):
+            return Places(directories=named)
+        found = Places.of_machine(self.environ, Path.home())
+        return replace(found, directories=(*named, *found.directories))
 
 
 def _default_index() -> Path:

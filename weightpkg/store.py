@@ -3,53 +3,67 @@
     blobs/sha256/ab/<hex>         0444; beside it <hex>.chunks: size, and BLAKE3 of the whole and parts
     models/<conversion key>/      real files only, closed by the manifest weightpkg.toml
     installed/<name>/<version>/<variant>.toml
-    tmp/ trash/ locks/
+    partial/ tmp/ trash/ quarantine/ leases/ projects/ locks/
 
 Truth is files. A blob or a model directory is there complete or not at all, and the record that
 points at it is written last, and removed first; so whatever happens in between, no record ever
 points at something that is not there.
+
+Who changes the store shares its lock (`use`), who removes blobs and models has it alone
+(`use_alone`), and who makes one blob or model has that one's lock. What a killed process left in
+`tmp` and `trash` is swept by the next that finds itself alone.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import re
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import tomli_w
+from blake3 import blake3
 from packaging.version import Version
 
 from weightpkg import files
-from weightpkg.digest import Digest, Fingerprint, Hasher
+from weightpkg.digest import Digest, Fingerprint
 from weightpkg.document import Table, parse_document
-from weightpkg.errors import DigestMismatchError, DocumentError, SizeMismatchError, StoreError
+from weightpkg.errors import DocumentError, StoreError
 from weightpkg.requirement import NormalizedName, normalize_name
 
 MANIFEST = "weightpkg.toml"
 LAYOUT = 1
 
 _KEY = re.compile(r"[0-9a-f]{64}\Z")
-# Longer than any conversion or pause of a download takes: what is older belongs to nobody.
-_STALE_S = 24 * 60 * 60
 
 
 @dataclass(frozen=True, slots=True)
 class InstalledFile:
-    """A file as it was when it was installed."""
+    """A file as it was when it was installed.
+
+    sources: where it can be had again; the parts of each are joined.
+    is_kept: False once the source was dropped because its conversion is enough.
+    """
 
     path: str
     size: int
     sha256: Digest
     blake3: Digest
+    sources: tuple[tuple[str, ...], ...] = ()
+    is_kept: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Installed:
-    """The record of an installed variant. `conversion` and `tree` are None for files kept as is."""
+    """The record of an installed variant.
+
+    conversion, tree: None for files that are kept as they are.
+    reference: the source that was asked for, where it was not a name of an index.
+    """
 
     name: NormalizedName
     version: Version
@@ -57,6 +71,7 @@ class Installed:
     files: tuple[InstalledFile, ...]
     conversion: str | None = None
     tree: Digest | None = None
+    reference: str | None = None
 
     @property
     def full_name(self) -> str:
@@ -67,50 +82,11 @@ class Installed:
         return f"{self.full_name} {self.version}"
 
 
-class BlobWriter:
-    """A blob being written; nothing is kept of it without `commit`."""
+class Publishable(Protocol):
+    """A file that can be given its final name."""
 
-    def __init__(self, store: Store, new: files.NewFile) -> None:
-        self._store = store
-        self._new = new
-        self._hasher = Hasher()
-
-    @property
-    def size(self) -> int:
-        """Bytes so far."""
-        return self._hasher.size
-
-    def write(self, piece: bytes) -> None:
-        """Add the next bytes."""
-        self._new.write(piece)
-        self._hasher.update(piece)
-
-    def commit(
-        self, expected: Digest, *, size: int | None, blake3: Digest | None, where: str
-    ) -> Fingerprint:
-        """Check the bytes and make them a blob.
-
-        Args:
-            expected: their SHA-256.
-            size: how many they shall be, if that is known.
-            blake3: their BLAKE3, if that is known.
-            where: what they came from, for errors.
-
-        Raises:
-            SizeMismatchError: there are fewer or more.
-            DigestMismatchError: they are others.
-            StoreError: the disk is full, or may not be written.
-        """
-        found = self._hasher.finish()
-        if size is not None and found.size != size:
-            raise SizeMismatchError(where, expected=size, found=found.size)
-        for wanted, actual in ((expected, found.sha256), (blake3, found.blake3)):
-            if wanted is not None and wanted != actual:
-                raise DigestMismatchError(where, expected=str(wanted), found=str(actual))
-        path = self._store.blob_path(expected)
-        self._store.write(path.with_name(f"{path.name}.chunks"), _dump_fingerprint(found))
-        self._new.publish(path)
-        return found
+    def publish(self, path: Path, /) -> None:
+        """Make it durable under that name."""
 
 
 class Store:
@@ -119,28 +95,85 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._is_checked = False
+        self._n_uses = 0
 
-    @property
-    def temporary(self) -> Path:
-        """Where things are until they are complete; what was left there long ago is swept.
+    @contextmanager
+    def use(self) -> Iterator[None]:
+        """Share the store with others for the length of the `with`: nothing in it is collected.
 
         Raises:
             StoreError: the store is of another layout, or cannot be written.
         """
-        directory = self.root / "tmp"
-        if not self._is_checked:
+        if self._n_uses:
+            with self._count():
+                yield
+            return
+        self._sweep_if_alone()
+        with files.lock(self._lock_path, shared=True), self._count():
             self._check_layout()
-            files.make_directory(directory)
-            for name in ("tmp", "trash"):
-                files.sweep(self.root / name, older_than=time.time() - _STALE_S)
-        return directory
+            yield
+
+    @contextmanager
+    def use_alone(self, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Have the store alone for the length of the `with`.
+
+        Raises:
+            StoreError: the store is of another layout, or cannot be written.
+        """
+        with files.lock(self._lock_path, on_wait=on_wait), self._count():
+            self._check_layout()
+            self._sweep()
+            yield
+
+    @contextmanager
+    def try_alone(self) -> Iterator[bool]:
+        """Enter with True and the store alone, or with False where anyone else uses it."""
+        with files.try_lock(self._lock_path) as is_alone, self._count():
+            yield is_alone
+
+    @contextmanager
+    def _count(self) -> Iterator[None]:
+        self._n_uses += 1
+        try:
+            yield
+        finally:
+            self._n_uses -= 1
+
+    @property
+    def _lock_path(self) -> Path:
+        return self.root / "locks" / "store.lock"
+
+    def _sweep_if_alone(self) -> None:
+        if self._leavings():
+            with files.try_lock(self._lock_path) as is_alone:
+                if is_alone:
+                    self._sweep()
+
+    def _leavings(self) -> list[Path]:
+        places = (self.root / "tmp", self.root / "trash")
+        return [entry for place in places if place.is_dir() for entry in place.iterdir()]
+
+    def _sweep(self) -> None:
+        for name in ("tmp", "trash"):
+            files.sweep(self.root / name, older_than=math.inf)
+
+    @property
+    def temporary(self) -> Path:
+        """Where things are until they are complete.
+
+        Raises:
+            StoreError: the store is of another layout, or cannot be written.
+        """
+        self._check_layout()
+        return files.make_directory(self.root / "tmp")
 
     def _check_layout(self) -> None:
-        marker = self.root / "layout"
+        if self._is_checked:
+            return
         self._is_checked = True
+        marker = self.root / "layout"
         with files.mapped(marker):
             if not marker.exists():
-                files.make_directory(self.root)
                 self.write(marker, f"{LAYOUT}\n".encode())
             found = marker.read_bytes().strip()
         if found != str(LAYOUT).encode():
@@ -170,40 +203,95 @@ class Store:
         return path if path.is_file() else None
 
     def fingerprint(self, digest: Digest) -> Fingerprint | None:
-        """What is known of a blob, None where there is none or its list of chunks is lost.
+        """What is known of a blob; None where there is none, or its list of chunks is damaged."""
+        return self.known(digest) if self.blob(digest) else None
+
+    def known(self, digest: Digest) -> Fingerprint | None:
+        """What is known of the bytes of a digest, whether or not they are here now."""
+        with suppress(DocumentError, OSError):
+            return self.read_chunks(self.chunks_path(digest))
+        return None
+
+    @staticmethod
+    def read_chunks(path: Path) -> Fingerprint:
+        """Read a list of chunks.
 
         Raises:
-            StoreError: it cannot be read.
+            DocumentError: it is damaged.
         """
-        chunks = self._chunks_path(digest)
-        if self.blob(digest) is None or not chunks.is_file():
-            return None
-        with files.mapped(chunks):
-            content = chunks.read_bytes()
-        try:
-            return _load_fingerprint(parse_document(content, source=chunks.name))
-        except DocumentError:
-            return None  # damaged: the blob is made again
+        return _load_fingerprint(parse_document(path.read_bytes(), source=path.name))
 
-    def _chunks_path(self, digest: Digest) -> Path:
+    def chunks_path(self, digest: Digest) -> Path:
+        """Where the list of a blob's chunks is, or would be."""
         path = self.blob_path(digest)
         return path.with_name(f"{path.name}.chunks")
 
     def remove_blob(self, digest: Digest) -> int:
         """Remove a blob, if it is there; return the bytes freed."""
-        return self.remove(self.blob_path(digest)) + self.remove(self._chunks_path(digest))
+        return self.remove(self.blob_path(digest)) + self.remove(self.chunks_path(digest))
 
     @contextmanager
-    def lock(self, digest: Digest) -> Iterator[None]:
-        """Let one process at a time make the blob, or the conversion, of this digest."""
-        with files.lock(self.root / "locks" / f"{digest.hex}.lock"):
+    def lock(self, digest: Digest, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Let one process at a time make the blob, or the conversion, of this digest.
+
+        Args:
+            digest: a blob's, or a conversion's key.
+            on_wait: called once if another process has it.
+        """
+        with files.lock(self.root / "locks" / f"{digest.hex}.lock", on_wait=on_wait):
             yield
 
     @contextmanager
-    def new_blob(self) -> Iterator[BlobWriter]:
-        """Write a blob; without `commit`, nothing stays."""
-        with files.NewFile(self.temporary) as new:
-            yield BlobWriter(self, new)
+    def lease(self, *names: str) -> Iterator[None]:
+        """Keep blobs and conversions from being collected for the length of the `with`.
+
+        Args:
+            names: 64 hex digits each.
+
+        Raises:
+            StoreError: the store cannot be written.
+        """
+        path = self.root / "leases" / f"{files.unique_name()}.lease"
+        with ExitStack() as stack:
+            with self.use():
+                with files.keep_file(path) as file:
+                    file.write_at(0, "\n".join(names).encode())
+                stack.enter_context(files.lock(path))
+            try:
+                yield
+            finally:
+                files.discard(path)
+
+    def partial_path(self, digest: Digest) -> Path:
+        """Where the bytes of a blob are until all have come."""
+        return self.root / "partial" / digest.hex
+
+    def new_file(self) -> files.NewFile:
+        """Begin a file that is to become a blob."""
+        return files.NewFile(self.temporary)
+
+    def publish(self, new: Publishable, fingerprint: Fingerprint) -> Path:
+        """Make a file whose bytes were checked a blob; return its path.
+
+        Raises:
+            StoreError: the disk is full, or may not be written.
+        """
+        path = self.blob_path(fingerprint.sha256)
+        self.write_chunks(fingerprint)
+        new.publish(path)
+        return path
+
+    def write_chunks(self, fingerprint: Fingerprint) -> None:
+        """Write the list of a blob's chunks.
+
+        Raises:
+            StoreError: the disk is full, or may not be written.
+        """
+        self.write(self.chunks_path(fingerprint.sha256), _dump_fingerprint(fingerprint))
+
+    def set_aside(self, path: Path, *, keep_name: bool = False) -> None:
+        """Put something damaged into quarantine; it may keep its name until that is taken."""
+        files.set_aside(path, self.root / "quarantine", keep_name=keep_name)
 
     def model_path(self, key: str) -> Path:
         """Where the model directory of a conversion is, or would be."""
@@ -224,13 +312,23 @@ class Store:
 
     def record(self, installed: Installed) -> None:
         """Write that something is installed; all that it points at must be there."""
-        self.write(self._record_path(installed), tomli_w.dumps(_dump_installed(installed)).encode())
+        self.write(self.record_path(installed), tomli_w.dumps(_dump_installed(installed)).encode())
+
+    def used(self, installed: Installed) -> float:
+        """When it was last used or installed, in seconds since the epoch."""
+        with files.mapped(self.record_path(installed)):
+            return self.record_path(installed).stat().st_mtime
+
+    def note_use(self, installed: Installed, time_s: float) -> None:
+        """Remember that it was used, if the store can be written."""
+        files.touch(self.record_path(installed), time_s)
 
     def forget(self, installed: Installed) -> None:
         """Remove the record of something installed."""
-        self.remove(self._record_path(installed))
+        self.remove(self.record_path(installed))
 
-    def _record_path(self, installed: Installed) -> Path:
+    def record_path(self, installed: Installed) -> Path:
+        """Where the record of something installed is, or would be."""
         directory = self.root / "installed" / installed.name / str(installed.version)
         return directory / f"{installed.variant}.toml"
 
@@ -275,27 +373,9 @@ def tree_digest(directory: Path) -> Digest:
         return Digest("sha256", hashlib.sha256(path.read_bytes()).hexdigest())
 
 
-def uninstall(store: Store, installed: Installed) -> int:
-    """Remove an installed variant and what nothing else installed needs; return bytes freed.
-
-    Raises:
-        StoreError: something cannot be removed.
-    """
-    store.forget(installed)
-    rest = store.installed()
-    kept_blobs = {file.sha256 for other in rest for file in other.files}
-    freed = 0
-    if installed.conversion and installed.conversion not in {other.conversion for other in rest}:
-        freed += store.remove(store.model_path(installed.conversion))
-    for file in installed.files:
-        if file.sha256 not in kept_blobs:
-            freed += store.remove_blob(file.sha256)
-    return freed
-
-
 def disk_usage(store: Store, installed: Installed) -> int:
     """Bytes that an installed variant takes, with what it shares with others."""
-    paths = [store.blob_path(file.sha256) for file in installed.files]
+    paths = [store.blob_path(file.sha256) for file in installed.files if file.is_kept]
     if installed.conversion:
         paths.append(store.model_path(installed.conversion))
     return sum(files.tree_size(path) for path in paths)
@@ -306,18 +386,29 @@ def _dump_fingerprint(fingerprint: Fingerprint) -> bytes:
         "size": fingerprint.size,
         "sha256": fingerprint.sha256.hex,
         "blake3": fingerprint.blake3.hex,
+        "check": _check_of(fingerprint).hex,
         "chunks": list(fingerprint.chunks),
     }
     return tomli_w.dumps(document).encode()
 
 
 def _load_fingerprint(table: Table) -> Fingerprint:
-    return Fingerprint(
+    found = Fingerprint(
         table.required("size", int),
         table.parsed("sha256", _sha256),
         table.parsed("blake3", _blake3),
         table.strings("chunks"),
     )
+    if table.parsed("check", _blake3) != _check_of(found):
+        raise table.error("check", "does not fit the rest")
+    return found
+
+
+def _check_of(fingerprint: Fingerprint) -> Digest:
+    """Return the BLAKE3 of all else that the list of chunks says, so that damage to it is seen."""
+    lines = [str(fingerprint.size), str(fingerprint.sha256), str(fingerprint.blake3)]
+    text = "\n".join([*lines, *fingerprint.chunks])
+    return Digest("blake3", blake3(text.encode()).hexdigest())
 
 
 def _sha256(text: str) -> Digest:
@@ -337,11 +428,21 @@ def _dump_installed(installed: Installed) -> dict[str, object]:
     }
     if installed.conversion and installed.tree:
         document |= {"conversion": installed.conversion, "tree": installed.tree.hex}
-    document["files"] = [
-        {"path": f.path, "size": f.size, "sha256": f.sha256.hex, "blake3": f.blake3.hex}
-        for f in installed.files
-    ]
+    if installed.reference:
+        document["reference"] = installed.reference
+    document["files"] = [_dump_file(file) for file in installed.files]
     return document
+
+
+def _dump_file(file: InstalledFile) -> dict[str, object]:
+    row: dict[str, object] = {
+        "path": file.path,
+        "size": file.size,
+        "sha256": file.sha256.hex,
+        "blake3": file.blake3.hex,
+        "sources": [list(parts) for parts in file.sources],
+    }
+    return row if file.is_kept else row | {"dropped": True}
 
 
 def _load_installed(table: Table) -> Installed:
@@ -352,6 +453,7 @@ def _load_installed(table: Table) -> Installed:
         files=tuple(_load_file(row) for row in table.tables("files")),
         conversion=table.optional_parsed("conversion", _key),
         tree=table.optional_parsed("tree", _sha256),
+        reference=table.optional("reference", str),
     )
 
 
@@ -367,4 +469,6 @@ def _load_file(row: Table) -> InstalledFile:
         row.required("size", int),
         row.parsed("sha256", _sha256),
         row.parsed("blake3", _blake3),
+        tuple(tuple(map(str, parts)) for parts in row.optional("sources", list) or ()),
+        is_kept=not row.optional("dropped", bool),
     )

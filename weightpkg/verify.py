@@ -1,119 +1,212 @@
-"""Hashing everything that is installed again, offline: what is bad, and whose it is.
+"""Hashing what the store has again, offline: what is bad, and whose it is.
 
-Blobs are read whole and compared with the BLAKE3 of their record; a model directory's manifest is
-compared with the record, and every file in it with the manifest. All that is found is listed.
+Every blob is compared with the BLAKE3 that was found when its SHA-256 was right, on all cores; a
+model directory's manifest is compared with the record, and every file in it with the manifest;
+modes and what else lies there are looked at too. All that is found is listed.
 """
 
 from __future__ import annotations
 
+import os
+import re
+import stat
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Literal
 
 from weightpkg import files
 from weightpkg.digest import Digest, hash_file
 from weightpkg.document import parse_document
-from weightpkg.errors import DocumentError, StoreError
+from weightpkg.errors import DocumentError
 from weightpkg.progress import Advance, Progress
-from weightpkg.store import MANIFEST, Store
+from weightpkg.store import MANIFEST, Installed, Store
 
-Kind = Literal["missing", "truncated", "corrupt", "unexpected", "unreadable"]
+Kind = Literal["missing", "truncated", "corrupt", "unexpected", "unreadable", "mode"]
+
+_BLOB_NAME = re.compile(r"([0-9a-f]{64})(\.chunks)?\Z")
+_MANY_BYTES = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that is not as it was installed."""
+    """Something that is not as it was installed.
+
+    models: what needs it.
+    blob: the SHA-256, where it is a blob or the list of its chunks.
+    conversion: the key, where it is in a model directory.
+    """
 
     kind: Kind
     path: Path
-    models: tuple[str, ...]
+    models: tuple[str, ...] = ()
+    blob: Digest | None = None
+    conversion: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.kind}: `{self.path}` ({', '.join(self.models)})"
+        whose = ", ".join(self.models) or "needed by nothing installed"
+        return f"{self.kind}: `{self.path}` ({whose})"
 
 
 @dataclass(frozen=True, slots=True)
 class _Expected:
-    """A file as it should be."""
+    """A file as it should be; `size` and `digest` are None where only its presence is known."""
 
     path: Path
-    size: int
-    digest: Digest
+    size: int | None
+    digest: Digest | None
     models: tuple[str, ...]
+    blob: Digest | None = None
+    conversion: str | None = None
+
+    def problem(self, kind: Kind) -> Problem:
+        return Problem(kind, self.path, self.models, self.blob, self.conversion)
 
 
-def verify(store: Store, progress: Progress) -> list[Problem]:
-    """Check all that is installed; return what is bad, in the order of paths.
+def verify(
+    store: Store, progress: Progress, records: Sequence[Installed] | None = None
+) -> list[Problem]:
+    """Check what some models need, or all that the store has; return what is bad, by path.
+
+    Args:
+        store: where.
+        progress: told of the bytes read.
+        records: what to check; if not given, everything, also what nothing installed needs.
 
     Raises:
         StoreError: a record cannot be read.
     """
-    blobs: dict[Path, _Expected] = {}
-    directories: dict[tuple[Path, Digest], list[str]] = defaultdict(list)
-    for record in store.installed():
-        for file in record.files:
-            path = store.blob_path(file.sha256)
-            known = blobs[path].models if path in blobs else ()
-            blobs[path] = _Expected(path, file.size, file.blake3, (*known, record.full_name))
-        if record.conversion and record.tree:
-            place = store.model_path(record.conversion)
-            directories[place, record.tree].append(record.full_name)
+    is_all = records is None
+    records = store.installed() if records is None else records
     problems: list[Problem] = []
-    expected = list(blobs.values())
-    for (directory, tree), models in directories.items():
-        found, inside = _read_directory(directory, tree, tuple(models))
+    expected = _expected_blobs(store, records)
+    if is_all:
+        problems += _look_around(store, expected)
+    for record_key, models in _conversions(records).items():
+        found, inside = _read_directory(store, *record_key, tuple(models))
         problems += found
-        expected += inside
-    with progress.task("verifying", sum(file.size for file in expected)) as advance:
-        problems += _check_all(expected, advance)
+        expected |= inside
+    total = sum(file.size or 0 for file in expected.values())
+    with progress.task("verifying", total) as advance:
+        problems += _check_all(list(expected.values()), advance)
     return sorted(problems, key=lambda problem: str(problem.path))
 
 
-def _check_all(expected: Iterable[_Expected], advance: Advance) -> Iterator[Problem]:
-    for file in expected:
-        kind = _check(file, advance)
-        if kind is not None:
-            yield Problem(kind, file.path, file.models)
+def _conversions(records: Iterable[Installed]) -> dict[tuple[str, Digest], list[str]]:
+    found: dict[tuple[str, Digest], list[str]] = defaultdict(list)
+    for record in records:
+        if record.conversion and record.tree:
+            found[record.conversion, record.tree].append(record.full_name)
+    return found
 
 
-def _check(file: _Expected, advance: Advance) -> Kind | None:
+def _expected_blobs(store: Store, records: Iterable[Installed]) -> dict[Path, _Expected]:
+    expected: dict[Path, _Expected] = {}
+    for record in records:
+        for file in record.files:
+            if file.is_kept:
+                path = store.blob_path(file.sha256)
+                models = (*(expected[path].models if path in expected else ()), record.full_name)
+                expected[path] = _Expected(path, file.size, file.blake3, models, file.sha256)
+    for known in list(expected.values()):
+        if known.blob:
+            path = store.chunks_path(known.blob)
+            expected[path] = _Expected(path, None, None, known.models, known.blob)
+    return expected
+
+
+def _look_around(store: Store, expected: dict[Path, _Expected]) -> Iterator[Problem]:
+    """Add the blobs that nothing installed needs, and yield what is no blob at all."""
+    for path, _ in files.walk(store.root / "blobs"):
+        if path in expected:
+            continue
+        match = _BLOB_NAME.match(path.name)
+        if match is None or path.parent.name != match[1][:2]:
+            yield Problem("unexpected", path)
+            continue
+        blob = Digest("sha256", match[1])
+        known = store.known(blob)
+        if match[2]:
+            expected[path] = _Expected(path, None, None, (), blob)
+        elif known:
+            expected[path] = _Expected(path, known.size, known.blake3, (), blob)
+        else:
+            expected[path] = _Expected(path, path.stat().st_size, blob, (), blob)
+
+
+def _check_all(expected: Sequence[_Expected], advance: Advance) -> Iterator[Problem]:
+    """Check large files one after the other on all cores, and small ones side by side."""
+    lock = Lock()
+
+    def count(size: int) -> None:
+        with lock:
+            advance(size)
+
+    large = [file for file in expected if (file.size or 0) >= _MANY_BYTES]
+    small = [file for file in expected if (file.size or 0) < _MANY_BYTES]
+    for file in large:
+        yield from _check(file, count, is_alone=True)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for found in pool.map(lambda file: list(_check(file, count, is_alone=False)), small):
+            yield from found
+
+
+def _check(file: _Expected, advance: Callable[[int], None], *, is_alone: bool) -> Iterator[Problem]:
     try:
-        size = file.path.lstat().st_size
-        if size != file.size:
-            return "truncated" if size < file.size else "corrupt"
-        found = hash_file(file.path, file.digest.algorithm, advance=advance)
+        entry = file.path.lstat()
+        if not stat.S_ISREG(entry.st_mode):
+            yield file.problem("unexpected")
+            return
+        # a hard link has the permissions that its other owner wants
+        if entry.st_mode & 0o222 and entry.st_nlink == 1 and not file.path.name.endswith(".chunks"):
+            yield file.problem("mode")
+        kind = _compare(file, entry.st_size, advance, is_alone=is_alone)
     except FileNotFoundError:
-        return "missing"
+        kind = "missing"
     except OSError:
-        return "unreadable"
+        kind = "unreadable"
+    if kind is not None:
+        yield file.problem(kind)
+
+
+def _compare(
+    file: _Expected, size: int, advance: Callable[[int], None], *, is_alone: bool
+) -> Kind | None:
+    if file.digest is None:
+        return None if _is_list_of_chunks(file) else "corrupt"
+    if size != file.size:
+        return "truncated" if size < (file.size or 0) else "corrupt"
+    found = hash_file(file.path, file.digest.algorithm, advance=advance, all_cores=is_alone)
     return None if found == file.digest else "corrupt"
 
 
+def _is_list_of_chunks(file: _Expected) -> bool:
+    with suppress(DocumentError, ValueError):
+        found = Store.read_chunks(file.path)
+        return found.sha256 == file.blob
+    return False
+
+
 def _read_directory(
-    directory: Path, tree: Digest, models: tuple[str, ...]
-) -> tuple[list[Problem], list[_Expected]]:
+    store: Store, key: str, tree: Digest, models: tuple[str, ...]
+) -> tuple[list[Problem], dict[Path, _Expected]]:
     """Return what is wrong with a model directory itself, and what its files should be."""
+    directory = store.model_path(key)
     manifest = directory / MANIFEST
-    expected = [_Expected(manifest, files.tree_size(manifest), tree, models)]
-    if not manifest.is_file():
-        return [Problem("missing", manifest, models)], []
-    if _check(expected[0], lambda _: None) is not None:
-        return [Problem("corrupt", manifest, models)], []
-    try:
-        rows = list(parse_document(manifest.read_bytes(), source=str(manifest)).tables("files"))
-        expected = [
-            _Expected(
-                directory / row.required("path", str),
-                row.required("size", int),
-                row.parsed("blake3", lambda text: Digest("blake3", text)),
-                models,
-            )
-            for row in rows
-        ]
-    except (DocumentError, OSError) as error:
-        raise StoreError(f"`{manifest}`: {error}") from error
-    known = {manifest, *(file.path for file in expected)}
-    extra = sorted(set(directory.rglob("*")) - known)
-    return [Problem("unexpected", path, models) for path in extra], expected
+    size = files.tree_size(manifest)
+    closing = _Expected(manifest, size, tree, models, conversion=key)
+    if bad := [p for p in _check(closing, lambda _: None, is_alone=False) if p.kind != "mode"]:
+        return bad, {}
+    expected = {manifest: closing}
+    with files.mapped(manifest):
+        rows = parse_document(manifest.read_bytes(), source=str(manifest)).tables("files")
+    for row in rows:
+        path = directory / row.required("path", str)
+        digest = row.parsed("blake3", lambda text: Digest("blake3", text))
+        expected[path] = _Expected(path, row.required("size", int), digest, models, conversion=key)
+    extra = sorted(set(directory.rglob("*")) - set(expected))
+    return [Problem("unexpected", path, models, conversion=key) for path in extra], expected

@@ -6,10 +6,17 @@ import click
 
 from weightpkg.cli.console import format_size, print_json, print_table
 from weightpkg.files import tree_size
+from weightpkg.retention import projects
 from weightpkg.settings import Settings
-from weightpkg.store import disk_usage
+from weightpkg.store import Store, disk_usage
 
-PLACES = {"blobs": "files as fetched", "models": "converted models", "tmp": "unfinished"}
+PLACES = {
+    "blobs": "files as fetched",
+    "models": "converted models",
+    "partial": "unfinished downloads",
+    "quarantine": "damaged and replaced",
+    "tmp": "unfinished",
+}
 
 
 @click.group("cache")
@@ -24,16 +31,49 @@ def directory() -> None:
 
 
 @command.command("size")
+@click.option(
+    "--by",
+    type=click.Choice(["place", "model", "blob", "project"]),
+    default="place",
+    show_default=True,
+    help="What to count for.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def size(as_json: bool) -> None:
-    """Print how large the store is, and what is in it."""
+def size(by: str, as_json: bool) -> None:
+    """Print how large the store is, and what is in it, the largest first.
+
+    What several models or projects share is counted for each of them, and once in the total.
+    """
     store = Settings.from_environment().store()
-    places = {name: tree_size(store.root / name) for name in PLACES}
-    models = {str(record): disk_usage(store, record) for record in store.installed()}
+    counts = {"place": _places, "model": _models, "blob": _blobs, "project": _projects}[by](store)
     total = tree_size(store.root)
     if as_json:
-        print_json({"total": total, **places, "installed": models})
+        print_json({"total": total, "by": by, "sizes": counts})
         return
-    rows = [(PLACES[name], format_size(places[name])) for name in PLACES]
-    rows += [(f"  {name}", format_size(used)) for name, used in models.items()]
-    print_table([("total", format_size(total)), *rows])
+    rows = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    print_table([("total", format_size(total)), *((name, format_size(n)) for name, n in rows)])
+
+
+def _places(store: Store) -> dict[str, int]:
+    return {text: tree_size(store.root / name) for name, text in PLACES.items()}
+
+
+def _models(store: Store) -> dict[str, int]:
+    return {str(record): disk_usage(store, record) for record in store.installed()}
+
+
+def _blobs(store: Store) -> dict[str, int]:
+    paths = (store.root / "blobs" / "sha256").glob("*/*")
+    return {path.name: tree_size(path) for path in paths if path.suffix != ".chunks"}
+
+
+def _projects(store: Store) -> dict[str, int]:
+    used = {}
+    for lockfile, names in projects(store).items():
+        records = [
+            record
+            for record in store.installed()
+            if names & {record.conversion, *(file.sha256.hex for file in record.files)}
+        ]
+        used[str(lockfile)] = sum(disk_usage(store, record) for record in records)
+    return used

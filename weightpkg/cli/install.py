@@ -2,44 +2,69 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from weightpkg.cli.console import format_size, make_progress, print_json
+from weightpkg.fetch import DEFAULT_JOBS
 from weightpkg.install import Plan, install, plan_install
-from weightpkg.requirement import Requirement
-from weightpkg.resolve import resolve
+from weightpkg.reference import resolve_any
 from weightpkg.settings import Settings
 
 
 @click.command("install")
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @click.option("--no-convert", is_flag=True, help="Keep the verified files; convert nothing.")
+@click.option("--include", multiple=True, metavar="PATTERN", help="Of a repository, only these.")
+@click.option("--exclude", multiple=True, metavar="PATTERN", help="Of a repository, not these.")
+@click.option(
+    "--find-links",
+    multiple=True,
+    metavar="DIR",
+    type=click.Path(exists=True, path_type=Path),
+    help="Look here for files before they are downloaded.",
+)
+@click.option("--jobs", type=click.IntRange(1, 64), default=DEFAULT_JOBS, show_default=True)
+@click.option("--timeout", type=click.FloatRange(0.1), help="Seconds that a file may take in all.")
 @click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 @click.pass_obj
 def command(
-    quiet: bool, names: tuple[str, ...], no_convert: bool, dry_run: bool, as_json: bool
+    quiet: bool,
+    /,
+    names: tuple[str, ...],
+    no_convert: bool,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    find_links: tuple[Path, ...],
+    jobs: int,
+    timeout: float | None,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Fetch, verify, store and convert models.
 
     NAME is a model's name, with or without a variant and a version: smollm2-135m,
-    smollm2-135m-q4, "smollm2-135m-q4>=1.0".
+    smollm2-135m-q4, "smollm2-135m-q4>=1.0"; or a source: hf:ORG/REPO@REVISION/FILE, hf:ORG/REPO,
+    https://HOST/FILE, ./FILE. A broken download goes on where it stopped.
     """
     settings = Settings.from_environment()
     store, index = settings.store(), settings.index()
     progress = make_progress(quiet=quiet)
-    resolved = [resolve(Requirement.parse(name), index) for name in names]
-    plans = [plan_install(each, store, allow_conversion=not no_convert) for each in resolved]
-    if as_json:
-        print_json([_as_json(plan) for plan in plans])
-    for plan in plans:
-        progress.note(_describe(plan))
-    if dry_run:
-        return
-    with settings.sources(store) as open_source:
+    with settings.sources(store) as sources:
+        find = sources.list_repository
+        resolved = [resolve_any(n, index, find, include=include, exclude=exclude) for n in names]
+        plans = [plan_install(each, store, allow_conversion=not no_convert) for each in resolved]
+        if as_json:
+            print_json([_as_json(plan) for plan in plans])
         for plan in plans:
-            done = install(plan, store, open_source, progress)
-            progress.note(f"installed {done}")
+            progress.note(_describe(plan))
+        fetcher = settings.fetcher(
+            sources, store, progress, jobs=jobs, timeout_s=timeout, find_links=find_links
+        )
+        for plan in [] if dry_run else plans:
+            progress.note(f"installed {install(plan, store, fetcher)}")
 
 
 def _describe(plan: Plan) -> str:
@@ -48,7 +73,7 @@ def _describe(plan: Plan) -> str:
     steps = []
     if plan.missing:
         steps.append(f"fetch {format_size(plan.download_size)}")
-    if plan.conversion and not plan.is_converted:
+    if plan.converts and not plan.is_converted:
         steps.append("convert to ONNX")
     todo = " and ".join(steps) or "everything is there"
     warning = f"; this release was yanked: {yanked}" if yanked else ""
@@ -61,7 +86,8 @@ def _as_json(plan: Plan) -> dict[str, object]:
         "version": str(plan.resolved.release.version),
         "license": plan.resolved.model.license,
         "fetch": [
-            {"path": str(f.path), "size": f.size, "sha256": f.sha256.hex} for f in plan.missing
+            {"path": str(f.path), "size": f.size, "sha256": f.sha256.hex if f.sha256 else None}
+            for f in plan.missing
         ],
         "conversion": plan.conversion,
         "converted": plan.is_converted,

@@ -91,7 +91,7 @@ def _variant_json(variant: Variant) -> dict[str, object]:
         {
             "path": str(file.path),
             "size": file.size,
-            "sha256": file.sha256.hex,
+            "sha256": file.sha256.hex if file.sha256 else None,
             "blake3": file.blake3.hex if file.blake3 else None,
             "sources": [[source.text for source in parts] for parts in file.sources],
         }

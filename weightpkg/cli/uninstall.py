@@ -5,10 +5,9 @@ from __future__ import annotations
 import click
 
 from weightpkg.cli.console import format_size, make_progress
-from weightpkg.errors import NotInstalledError
-from weightpkg.requirement import Requirement
+from weightpkg.reference import matching
+from weightpkg.retention import uninstall
 from weightpkg.settings import Settings
-from weightpkg.store import Installed, Store, uninstall
 
 
 @click.command("uninstall")
@@ -18,27 +17,18 @@ from weightpkg.store import Installed, Store, uninstall
 def command(quiet: bool, names: tuple[str, ...], dry_run: bool) -> None:
     """Remove installed models.
 
-    NAME is as `weightpkg list` prints it; without a variant, all variants of the model go.
+    NAME is as `weightpkg list` prints it, or the source that was asked for; without a variant, all
+    variants of the model go.
     """
     store = Settings.from_environment().store()
     progress = make_progress(quiet=quiet)
-    doomed = [record for name in names for record in _matching(store, name)]
-    for record in dict.fromkeys(doomed):
-        if dry_run:
-            progress.note(f"would uninstall {record}")
-        else:
-            freed = uninstall(store, record)
-            progress.note(f"uninstalled {record}, {format_size(freed)} freed")
-
-
-def _matching(store: Store, name: str) -> list[Installed]:
-    requirement = Requirement.parse(name)
-    found = [
-        record
-        for record in store.installed()
-        if requirement.name in {record.name, record.full_name}
-        and record.version in requirement.specifier
-    ]
-    if not found:
-        raise NotInstalledError(name)
-    return found
+    records = store.installed()
+    doomed = list(dict.fromkeys(r for name in names for r in matching(name, records)))
+    would = "would uninstall" if dry_run else "uninstalled"
+    freed = None if dry_run else uninstall(store, doomed)
+    for record in doomed:
+        progress.note(f"{would} {record}")
+    if freed is not None:
+        progress.note(f"{format_size(freed)} freed")
+    elif not dry_run:
+        progress.note("the store is in use just now: `weightpkg gc` frees the space later")

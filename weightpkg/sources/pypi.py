@@ -29,16 +29,12 @@ from pypi_simple import ACCEPT_JSON_PREFERRED, ProjectPage, UnsupportedRepoVersi
 from weightpkg.digest import Digest, hash_file
 from weightpkg.errors import DigestMismatchError, FetchError, StoreError
 from weightpkg.package import PypiSource
-from weightpkg.sources import Stream
+from weightpkg.sources import Content
+from weightpkg.sources.local import LocalFile
 from weightpkg.sources.pip_config import PipConfig
-from weightpkg.sources.transport import Body, Transport, redacted
-from weightpkg.sources.wheel import (
-    LocalRanges,
-    MissingMemberError,
-    Ranges,
-    RemoteRanges,
-    open_member,
-)
+from weightpkg.sources.remote import open_remote
+from weightpkg.sources.transport import Transport, redacted
+from weightpkg.sources.wheel import MissingMemberError, open_member
 
 if TYPE_CHECKING:
     from packaging.tags import Tag
@@ -75,7 +71,7 @@ class PypiOpener:
         self._temp_dir = temp_dir
 
     @contextmanager
-    def open(self, source: PypiSource) -> Iterator[Stream]:
+    def open(self, source: PypiSource, start: int = 0) -> Iterator[Content]:  # noqa: ARG002  a wheel is read from its end first
         """Open the member.
 
         Raises:
@@ -86,7 +82,7 @@ class PypiOpener:
         with ExitStack() as stack:
             yield self._open(source, stack)
 
-    def _open(self, source: PypiSource, stack: ExitStack) -> Stream:
+    def _open(self, source: PypiSource, stack: ExitStack) -> Content:
         project = canonicalize_name(source.project)
         indexes = (f"{url.rstrip('/')}/{project}/" for url in self._config.index_urls)
         errors: list[FetchError] = []
@@ -108,25 +104,25 @@ class PypiOpener:
             hint=next(hints, "`pip config list` shows the indexes that were asked"),
         )
 
-    def _open_first(self, wheels: list[Wheel], path: str, stack: ExitStack) -> Stream:
+    def _open_first(self, wheels: list[Wheel], path: str, stack: ExitStack) -> Content:
         """Open the member in the first wheel that has it."""
         *others, last = wheels
         for wheel in others:
             with suppress(MissingMemberError):
-                return stack.enter_context(open_member(self._ranges(wheel, stack), path))
-        return stack.enter_context(open_member(self._ranges(last, stack), path))
+                return open_member(self._open_wheel(wheel, stack), path)
+        return open_member(self._open_wheel(last, stack), path)
 
-    def _ranges(self, wheel: Wheel, stack: ExitStack) -> Ranges:
+    def _open_wheel(self, wheel: Wheel, stack: ExitStack) -> Content:
         if path := local_path(wheel.location):
-            return LocalRanges(_open_local(path, wheel, stack), wheel.filename)
-        with self._transport.get(wheel.location, start=0, end=1) as body:
-            if body.range:
-                return RemoteRanges(
-                    self._transport, wheel.location, wheel.filename, body.range.total
-                )
-            return LocalRanges(self._download(body, wheel, stack), wheel.filename)
+            return LocalFile(_open_local(path, wheel, stack), wheel.filename)
+        remote = stack.enter_context(
+            open_remote(self._transport, wheel.location, wheel.filename, first=1)
+        )
+        if remote.has_ranges:
+            return remote
+        return LocalFile(self._download(remote, wheel, stack), wheel.filename)
 
-    def _download(self, body: Body, wheel: Wheel, stack: ExitStack) -> BinaryIO:
+    def _download(self, content: Content, wheel: Wheel, stack: ExitStack) -> BinaryIO:
         """Take the whole wheel, never more than the disk holds, and check what the page published."""
         sha256 = hashlib.sha256()
         no_room = StoreError(
@@ -136,10 +132,10 @@ class PypiOpener:
         try:
             self._temp_dir.mkdir(parents=True, exist_ok=True)
             left = shutil.disk_usage(self._temp_dir).free
-            if (body.size or 0) > left:
+            if (content.size or 0) > left:
                 raise no_room
             file = stack.enter_context(tempfile.TemporaryFile(dir=self._temp_dir))  # noqa: SIM115 the stack closes it
-            for piece in body.pieces:
+            for piece in content.stream(0):
                 left -= len(piece)
                 if left < 0:
                     raise no_room

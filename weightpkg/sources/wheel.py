@@ -1,12 +1,13 @@
 """One member of a wheel, read without unpacking the wheel, wherever that lies.
 
 The wheel is a zip file (https://pkware.cachefly.net/webdocs/APPNOTE/APPNOTE-6.3.10.TXT). Its
-directory is read by the standard library; the member's own bytes are one range, streamed.
+directory is read by the standard library. A stored member is a range of the wheel, and has ranges
+itself; a deflated one is streamed from its beginning.
 
 Nothing in the file is believed: names are unique, the directory ends the file, members do not
 overlap, the header in front of the member agrees with the directory, only stored and deflated
-members that are not encrypted are read, never past their declared size, and the CRC-32 is
-checked. Whether they are the right bytes is for the reader's digest to say.
+members that are not encrypted are read, never past their declared size, and the CRC-32 of what is
+inflated is checked. Whether they are the right bytes is for the reader's digest to say.
 """
 
 from __future__ import annotations
@@ -18,17 +19,15 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import BinaryIO, Protocol
 
 from weightpkg.errors import FetchError
-from weightpkg.sources import Stream
-from weightpkg.sources.transport import PIECE_SIZE, Transport
+from weightpkg.sources import PIECE_SIZE, Content, Pieces
 
 MAX_MEMBERS = 100_000
 _MAX_DIRECTORY = 16 * 1024 * 1024
 _TAIL_SIZE = 64 * 1024  # holds the directory of a wheel of a few hundred members
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
+_HEADER_GUESS = 1024
 _END_SIZE = 22
 _ENCRYPTED = 0x1 | 0x40 | 0x2000
 _SIZES_FOLLOW = 0x8
@@ -38,65 +37,15 @@ class MissingMemberError(FetchError):
     """The wheel is sound but has no such member."""
 
 
-class Ranges(Protocol):
-    """Something with a name and a size, of which any range can be streamed."""
-
-    name: str
-    size: int
-
-    def stream(self, start: int, end: int) -> AbstractContextManager[Iterator[bytes]]:
-        """Open the bytes from `start` up to but not including `end`."""
-
-
-class RemoteRanges:
-    """A file on a server that answers ranges."""
-
-    def __init__(self, transport: Transport, url: str, name: str, size: int) -> None:
-        self._transport = transport
-        self._url = url
-        self.name = name
-        self.size = size
-
-    @contextmanager
-    def stream(self, start: int, end: int) -> Iterator[Iterator[bytes]]:
-        """Ask the server for a range; `FetchError` where it gives another, or of another file."""
-        with self._transport.get(self._url, start=start, end=end) as body:
-            if body.range is None or body.range.total != self.size:
-                raise FetchError(f"`{self.name}`: changed on the server while it was read")
-            yield body.pieces
-
-
-class LocalRanges:
-    """An open file of this machine."""
-
-    def __init__(self, file: BinaryIO, name: str) -> None:
-        self._file = file
-        self.name = name
-        self.size = os.fstat(file.fileno()).st_size
-
-    @contextmanager
-    def stream(self, start: int, end: int) -> Iterator[Iterator[bytes]]:
-        """Read a range; `FetchError` where the system cannot."""
-        yield self._pieces(start, end)
-
-    def _pieces(self, start: int, end: int) -> Iterator[bytes]:
-        try:
-            self._file.seek(start)
-            while start < end and (piece := self._file.read(min(PIECE_SIZE, end - start))):
-                start += len(piece)
-                yield piece
-        except OSError as error:
-            raise FetchError(f"`{self.name}`: {error.strerror}") from error
-
-
 class _Window(io.RawIOBase):
     """What zipfile needs of a file to read its directory, with the file's end kept."""
 
-    def __init__(self, ranges: Ranges) -> None:
-        self._ranges = ranges
+    def __init__(self, wheel: Content) -> None:
+        self._wheel = wheel
+        self._size = wheel.size or 0
         self._position = 0
-        self._tail_start = max(0, ranges.size - _TAIL_SIZE)
-        self._tail = _read(ranges, self._tail_start, ranges.size)
+        self._tail_start = max(0, self._size - _TAIL_SIZE)
+        self._tail = _read(wheel, self._tail_start, self._size)
 
     def seekable(self) -> bool:
         return True
@@ -108,62 +57,87 @@ class _Window(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._ranges.size}
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}
         self._position = max(0, start[whence] + offset)
         return self._position
 
     def read(self, size: int = -1) -> bytes:
-        start = min(self._position, self._ranges.size)
-        end = self._ranges.size if size < 0 else min(start + size, self._ranges.size)
+        start = min(self._position, self._size)
+        end = self._size if size < 0 else min(start + size, self._size)
         if end - start > _MAX_DIRECTORY:
-            raise FetchError(f"`{self._ranges.name}`: its directory is absurdly large")
+            raise FetchError(f"`{self._wheel.name}`: its directory is absurdly large")
         if start >= self._tail_start:
             found = self._tail[start - self._tail_start : end - self._tail_start]
         else:
-            found = _read(self._ranges, start, end)
+            found = _read(self._wheel, start, end)
         self._position = end
         return found
 
 
-@contextmanager
-def open_member(ranges: Ranges, path: str) -> Iterator[Stream]:
-    """Open the member `path` of a wheel.
+def open_member(wheel: Content, path: str) -> Content:
+    """Return the content of the member `path` of a wheel, which must have ranges.
 
     Raises:
         MissingMemberError: the wheel has no such member.
         FetchError: it cannot be read, or is not a sound zip file.
     """
-    member, end = _find(ranges, path)
-    with ranges.stream(member.header_offset, end) as pieces:
-        content = _after_local_header(ranges.name, member, pieces)
-        yield Stream(member.file_size, _inflate(ranges.name, member, content))
+    member, end = _find(wheel, path)
+    start = _data_start(wheel, member, end)
+    return _Member(wheel, member, start)
 
 
-def _find(ranges: Ranges, path: str) -> tuple[zipfile.ZipInfo, int]:
+class _Member:
+    """A member's own bytes."""
+
+    def __init__(self, wheel: Content, member: zipfile.ZipInfo, start: int) -> None:
+        self._wheel = wheel
+        self._member = member
+        self._start = start
+        self.name = f"{wheel.name}/{member.filename}"
+        self.size: int | None = member.file_size
+        self.validator = wheel.validator
+        self.has_ranges = member.compress_type == zipfile.ZIP_STORED
+
+    @property
+    def n_busy(self) -> int:
+        """How often the wheel's source has asked for patience."""
+        return self._wheel.n_busy
+
+    def stream(self, start: int, end: int | None = None) -> Pieces:
+        """Yield a range of a stored member, or all of a deflated one."""
+        if self.has_ranges:
+            stop = self._member.file_size if end is None else end
+            yield from self._wheel.stream(self._start + start, self._start + stop)
+        else:
+            compressed = self._wheel.stream(self._start, self._start + self._member.compress_size)
+            yield from _inflate(self._wheel.name, self._member, compressed)
+
+
+def _find(wheel: Content, path: str) -> tuple[zipfile.ZipInfo, int]:
     """Look the member up; also where the next thing in the file begins."""
     try:
-        window = _Window(ranges)
+        window = _Window(wheel)
         # zipfile would search backwards for an end; it is the last thing, or this is no wheel
         window.seek(-_END_SIZE, os.SEEK_END)
         ending = window.read()
         if not ending.startswith(b"PK\5\6") or not ending.endswith(b"\0\0"):
-            raise _broken(ranges.name, "not a zip file, or something follows its directory")
+            raise _broken(wheel.name, "not a zip file, or something follows its directory")
         with zipfile.ZipFile(window) as archive:
             members = archive.infolist()
             directory = archive.start_dir
     except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
-        raise _broken(ranges.name, str(error)) from error
+        raise _broken(wheel.name, str(error)) from error
     names = [member.orig_filename for member in members]
     if len(members) > MAX_MEMBERS or len(set(names)) != len(names):
-        raise _broken(ranges.name, "two members have one name, or there are absurdly many")
+        raise _broken(wheel.name, "two members have one name, or there are absurdly many")
     if path not in names:
-        raise _missing(ranges.name, path, names)
+        raise _missing(wheel.name, path, names)
     member = members[names.index(path)]
     later = (m.header_offset for m in members if m.header_offset > member.header_offset)
     end = min(later, default=directory)
     if min(m.header_offset for m in members) != 0 or end > directory:
-        raise _broken(ranges.name, "its members are not where they should be")
-    _check(ranges.name, member, end)
+        raise _broken(wheel.name, "its members are not where they should be")
+    _check(wheel.name, member, end)
     return member, end
 
 
@@ -178,29 +152,17 @@ def _check(wheel: str, member: zipfile.ZipInfo, end: int) -> None:
         raise _broken(wheel, f"`{member.filename}` has two sizes")
 
 
-def _after_local_header(
-    wheel: str, member: zipfile.ZipInfo, pieces: Iterator[bytes]
-) -> Iterator[bytes]:
-    """Check the header in front of the member, and give exactly its compressed bytes."""
-    buffered = bytearray()
-    needed = _LOCAL_HEADER.size
-    for piece in pieces:
-        buffered += piece
-        if len(buffered) >= _LOCAL_HEADER.size:
-            lengths = _LOCAL_HEADER.unpack_from(buffered)[-2:]
-            needed = _LOCAL_HEADER.size + sum(lengths)
-        if len(buffered) >= needed:
-            break
-    else:
-        raise _broken(wheel, f"`{member.filename}` ends in its header")
-    _check_local_header(wheel, member, bytes(buffered[:needed]))
-    left = member.compress_size
-    piece = bytes(buffered[needed:])
-    while left:
-        yield piece[:left]
-        left -= len(piece[:left])
-        if left and not (piece := next(pieces, b"")):
-            raise _broken(wheel, f"`{member.filename}` ends {left:,} bytes early")
+def _data_start(wheel: Content, member: zipfile.ZipInfo, end: int) -> int:
+    """Check the header in front of the member, and return where its bytes begin."""
+    start = member.header_offset
+    header = _read(wheel, start, min(start + _HEADER_GUESS, end))
+    size = _LOCAL_HEADER.size + sum(_LOCAL_HEADER.unpack_from(header)[-2:])
+    if size > len(header):
+        header = _read(wheel, start, min(start + size, end))
+    if start + size + member.compress_size > end:
+        raise _broken(wheel.name, f"`{member.filename}` overlaps what follows it")
+    _check_local_header(wheel.name, member, header[:size])
+    return int(start + size)
 
 
 def _check_local_header(wheel: str, member: zipfile.ZipInfo, header: bytes) -> None:
@@ -223,10 +185,9 @@ def _check_local_header(wheel: str, member: zipfile.ZipInfo, header: bytes) -> N
 
 
 def _inflate(wheel: str, member: zipfile.ZipInfo, content: Iterator[bytes]) -> Iterator[bytes]:
-    plain = content if member.compress_type == zipfile.ZIP_STORED else _deflated(content)
     left, crc = member.file_size, 0
     try:
-        for piece in plain:
+        for piece in _deflated(content):
             left -= len(piece)
             if left < 0:
                 raise _broken(wheel, f"`{member.filename}` is larger than the wheel says")
@@ -249,9 +210,8 @@ def _deflated(content: Iterator[bytes]) -> Iterator[bytes]:
         yield piece
 
 
-def _read(ranges: Ranges, start: int, end: int) -> bytes:
-    with ranges.stream(start, end) as pieces:
-        return b"".join(pieces)
+def _read(wheel: Content, start: int, end: int) -> bytes:
+    return b"".join(wheel.stream(start, end))
 
 
 def _missing(wheel: str, path: str, names: list[str]) -> MissingMemberError:

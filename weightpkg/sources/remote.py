@@ -1,0 +1,173 @@
+"""A file on a server: any range of it, in as many connections as it takes.
+
+The first request asks for a range, and its answer tells how large the file is, what its bytes are
+called (`ETag`), and whether there are ranges at all. Later requests go on exactly where a broken
+one stopped, and only while the file is still the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from weightpkg.errors import FetchError
+from weightpkg.sources import Pieces
+from weightpkg.sources.transport import Body, PassingError, Patience, Transport
+
+FIRST_RANGE = 16 * 1024 * 1024
+_PROGRESS = 16 * 1024
+_WASTE = 5  # a fifth of the file may come a second time
+
+
+class RemoteFile:
+    """A file at a URL as `Content`; made by `open_remote`.
+
+    The open answer of the first request is used by the first `stream` that begins where it does.
+    """
+
+    def __init__(self, transport: Transport, url: str, name: str) -> None:
+        self._transport = transport
+        self._url = url
+        self._first: tuple[int, Body, ExitStack] | None = None
+        self._etag: str | None = None
+        self._wasted = 0
+        self.name = name
+        self.size: int | None = None
+        self.validator: str | None = None
+        self.has_ranges = False
+        self.n_busy = 0
+
+    def connect(self, start: int, first: int) -> None:
+        """Send the first request, for `first` bytes from `start` on.
+
+        Raises:
+            FetchError: the file cannot be had.
+        """
+        patience = Patience(self._transport)
+        while True:
+            stack = ExitStack()
+            try:
+                body = stack.enter_context(
+                    self._transport.get(self._url, start=start, end=start + first)
+                )
+                break
+            except PassingError as error:
+                stack.close()
+                self.n_busy += error.is_busy
+                patience.wait(error)
+        self.has_ranges = body.range is not None
+        self.size = body.range.total if body.range else body.size
+        self._etag = body.etag
+        self.validator = body.etag if body.is_strong else None
+        self._first = (start if body.range else 0, body, stack)
+
+    def close(self) -> None:
+        """Close the first answer, if nobody has read it."""
+        if self._first:
+            self._first[2].close()
+            self._first = None
+
+    def stream(self, start: int, end: int | None = None) -> Pieces:
+        """Yield the bytes of a range, or of the whole, in order.
+
+        Raises:
+            FetchError: it cannot be had, or is not the same file any more.
+        """
+        stop = self.size if end is None else end
+        position = start
+        patience = Patience(self._transport)
+        progress = 0
+        while stop is None or position < stop:
+            try:
+                for piece in self._attempt(position, stop):
+                    position += len(piece)
+                    progress += len(piece)
+                    yield piece
+            except PassingError as error:
+                self.n_busy += error.is_busy
+                self._check_restart(position, error)
+                if progress >= _PROGRESS:
+                    patience.renew()
+                progress = 0
+                patience.wait(error)
+            else:
+                if stop is None:
+                    return
+
+    def _attempt(self, position: int, stop: int | None) -> Iterator[bytes]:
+        """Yield what one connection gives from a position on, at most up to `stop`."""
+        with self._open(position, stop) as (begin, body):
+            skipped = position - begin
+            for piece in body.pieces:
+                rest = memoryview(piece)
+                if skipped:
+                    taken = min(skipped, len(piece))
+                    skipped -= taken
+                    self._wasted += taken
+                    rest = rest[taken:]
+                if stop is not None:
+                    rest = rest[: stop - position]
+                position += rest.nbytes
+                if rest.nbytes:
+                    yield piece if rest.nbytes == len(piece) else bytes(rest)
+                if position == stop:
+                    return
+        if self.size is not None and not self.has_ranges and position < self.size:
+            raise PassingError(f"`{self.name}`: ended after {position:,} of {self.size:,} bytes")
+
+    @contextmanager
+    def _open(self, position: int, stop: int | None) -> Iterator[tuple[int, Body]]:
+        """Open an answer, and say at which byte it begins."""
+        if self._first and self._first[0] <= position:
+            begin, body, stack = self._first
+            if begin == position or not self.has_ranges:
+                self._first = None
+                with stack:
+                    yield begin, body
+                return
+        if not self.has_ranges:
+            with self._transport.get(self._url) as body:
+                yield 0, body
+            return
+        with self._transport.get(
+            self._url, start=position, end=stop, if_range=self.validator
+        ) as body:
+            if body.range is None or body.range.total != self.size or body.etag != self._etag:
+                raise FetchError(
+                    f"`{self.name}`: changed on the server while it was read",
+                    hint="run the same command again",
+                )
+            yield position, body
+
+    def _check_restart(self, position: int, error: PassingError) -> None:
+        """Refuse to fetch much of a file twice from a server that cannot go on in its middle."""
+        if self.has_ranges or (self._wasted + position) * _WASTE <= (self.size or 0):
+            return
+        raise FetchError(
+            f"{error.message}; this server does not answer ranges, so all of it must come at once",
+            hint="run the same command again to begin anew",
+        ) from error
+
+
+@contextmanager
+def open_remote(
+    transport: Transport, url: str, name: str, start: int = 0, *, first: int = FIRST_RANGE
+) -> Iterator[RemoteFile]:
+    """Open a URL for reading from `start` on.
+
+    Args:
+        transport: what reaches the server.
+        url: where the file is.
+        name: what messages call it.
+        start: the byte that will be read first.
+        first: how many bytes the first request asks for, whose answer tells about the file.
+
+    Raises:
+        FetchError: it cannot be had.
+    """
+    remote = RemoteFile(transport, url, name)
+    try:
+        remote.connect(start, first)
+        yield remote
+    finally:
+        remote.close()
