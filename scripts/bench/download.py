@@ -22,7 +22,6 @@ from pathlib import Path
 from file_server import sha256
 from measure import Run, median, run
 from report import Report
-
 from weightpkg.digest import hash_file
 
 HERE = Path(__file__).parent

@@ -85,9 +85,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
         with file.open("rb") as stream:
             while start < end:
-                start += os.sendfile(
-                    self.connection.fileno(), stream.fileno(), start, end - start
-                )
+                start += os.sendfile(self.connection.fileno(), stream.fileno(), start, end - start)
 
 
 def _revision() -> dict[str, object]:

@@ -52,6 +52,8 @@ def alternate(commands: Sequence[Sequence[str]], runs: int) -> list[list[Run]]:
     return [list(column) for column in zip(*rounds, strict=True)]
 
 
-def median(runs: Sequence[Run], figure: Literal["wall_s", "cpu_s", "peak_bytes", "first_output_s"]) -> float:
+def median(
+    runs: Sequence[Run], figure: Literal["wall_s", "cpu_s", "peak_bytes", "first_output_s"]
+) -> float:
     """The median of one figure."""
     return float(statistics.median(getattr(each, figure) for each in runs))

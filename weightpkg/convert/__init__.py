@@ -20,7 +20,20 @@ CONVERTER_VERSION = 1
 FORMATS = ("gguf",)
 """File formats that are converted."""
 
-ARCHITECTURES = {"llama": "llama"}
+ARCHITECTURES = {
+    "llama": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "phi3": "phi3",
+    "granite": "granite",
+    "olmo2": "olmo2",
+    "smollm3": "smollm3",
+    "stablelm": "stablelm",
+    "starcoder2": "starcoder2",
+    "gpt2": "gpt2",
+    "falcon": "falcon",
+    "gemma2": "gemma2",
+}
 """`general.architecture` to the module in `archs`; no other module is ever imported for a file."""
 
 

@@ -31,7 +31,7 @@ from weightpkg.tensor import BlockLayout, Blocks
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from weightpkg.convert.weights import Weight
+    from weightpkg.convert.weights import Weight, Weights
 
 MICROSOFT = "com.microsoft"
 
@@ -136,19 +136,44 @@ def block_mean(graph: Graph, x: Value, layout: BlockLayout) -> Value:
     return graph.op("AveragePool", (x,), attributes={"kernel_shape": size, "strides": size})[0]
 
 
-def projections(graph: Graph, x: Value, weights: Sequence[Weight], name: str) -> tuple[Value, ...]:
+def project(graph: Graph, x: Value, weight: Weight, bias: Weight | None = None) -> Value:
+    """x: (B, T, K) -> (B, T, N), with a weight, and perhaps a bias, that nothing else uses."""
+    y = linear(graph, x, add_matrix(graph, weight.name, [weight]))
+    return y if bias is None else add_bias(graph, y, [bias])
+
+
+def add_bias(graph: Graph, y: Value, biases: Sequence[Weight]) -> Value:
+    """y: (B, T, N) -> y + the biases, one beside the other."""
+    values = np.concatenate([bias.dense() for bias in biases])
+    return graph.op("Add", (y, graph.constant(values, biases[0].name)))[0]
+
+
+def projections(
+    graph: Graph, x: Value, weights: Sequence[Weight], name: str, biases: Sequence[Weight] = ()
+) -> tuple[Value, ...]:
     """x: (B, T, K) -> (B, T, N) for each weight; neighbours of one layout share one product."""
     values: list[Value] = []
     for _, group in groupby(weights, key=lambda weight: weight.layout):
         alike = list(group)
         y = linear(graph, x, add_matrix(graph, name, alike))
-        if len(alike) == 1:
-            values.append(y)
-            continue
-        sizes = graph.constant(np.array([w.shape[0] for w in alike], np.int64), "sizes")
-        attributes = {"axis": -1}
-        values += graph.op("Split", (y, sizes), outputs=len(alike), attributes=attributes)
+        if biases:
+            y = add_bias(graph, y, biases[len(values) :][: len(alike)])
+        values += split(graph, y, [weight.shape[0] for weight in alike])
     return tuple(values)
+
+
+def split(graph: Graph, y: Value, widths: Sequence[int]) -> tuple[Value, ...]:
+    """y: (B, T, N) -> (B, T, width) for each width."""
+    if len(widths) == 1:
+        return (y,)
+    sizes = graph.constant(np.array(widths, np.int64), "sizes")
+    return graph.op("Split", (y, sizes), outputs=len(widths), attributes={"axis": -1})
+
+
+def token_inputs(graph: Graph) -> tuple[Value, Value]:
+    """Declare `input_ids` (B, T) int64 and `attention_mask` (B, S) int64."""
+    ids = graph.input("input_ids", np.int64, ("batch_size", "sequence_length"))
+    return ids, graph.input("attention_mask", np.int64, ("batch_size", "total_sequence_length"))
 
 
 def embedding(graph: Graph, ids: Value, matrix: Matrix) -> Value:
@@ -200,15 +225,29 @@ def _add_block_offsets(
     return graph.op("Reshape", (total, flat))[0]  # (B, T, K)
 
 
+def rms_norm(graph: Graph, x: Value, weight: Weight, epsilon: float) -> Value:
+    """x: (..., E) -> x / sqrt(mean of its squares + epsilon) * weight."""
+    gamma = graph.constant(weight.dense(), weight.name)
+    attributes = {"axis": -1, "epsilon": epsilon, "stash_type": 1}
+    return graph.op("SimplifiedLayerNormalization", (x, gamma), attributes=attributes)[0]
+
+
+def rms_norm_heads(graph: Graph, x: Value, weight: Weight, n_heads: int, epsilon: float) -> Value:
+    """x: (B, T, H*D) -> rms_norm of each head's D values."""
+    apart = graph.constant(np.array([0, 0, n_heads, -1], np.int64), "shape")
+    (heads,) = graph.op("Reshape", (x, apart))  # (B, T, H*D) -> (B, T, H, D)
+    normed = rms_norm(graph, heads, weight, epsilon)
+    together = graph.constant(np.array([0, 0, -1], np.int64), "shape")
+    return graph.op("Reshape", (normed, together))[0]  # (B, T, H, D) -> (B, T, H*D)
+
+
 def add_rms_norm(
     graph: Graph, x: Value, update: Value | None, weight: Weight, epsilon: float
 ) -> tuple[Value, Value]:
     """x, update: (B, T, E) -> rms_norm(x + update), x + update; with no update, of x alone."""
-    gamma = graph.constant(weight.dense(), weight.name)
     if update is None:
-        attributes = {"axis": -1, "epsilon": epsilon, "stash_type": 1}
-        (normed,) = graph.op("SimplifiedLayerNormalization", (x, gamma), attributes=attributes)
-        return normed, x
+        return rms_norm(graph, x, weight, epsilon), x
+    gamma = graph.constant(weight.dense(), weight.name)
     name = f"{weight.name}.output"
     normed, total = graph.op(
         "SkipSimplifiedLayerNormalization",
@@ -220,6 +259,39 @@ def add_rms_norm(
     return normed, total
 
 
+def add_layer_norm(
+    graph: Graph, x: Value, update: Value | None, norm: tuple[Weight, Weight], epsilon: float
+) -> tuple[Value, Value]:
+    """x, update: (B, T, E) -> layer_norm(x + update), x + update; with no update, of x alone.
+
+    norm: weight and bias, each (E,).
+    """
+    gamma, beta = (graph.constant(part.dense(), part.name) for part in norm)
+    if update is None:
+        attributes = {"axis": -1, "epsilon": epsilon, "stash_type": 1}
+        (normed,) = graph.op("LayerNormalization", (x, gamma, beta), attributes=attributes)
+        return normed, x
+    name = f"{gamma}.output"
+    normed, total = graph.op(
+        "SkipLayerNormalization",
+        (x, update, gamma, beta),
+        outputs=(name, None, None, f"{name}.sum"),
+        domain=MICROSOFT,
+        attributes={"epsilon": epsilon},
+    )
+    return normed, total
+
+
+def add(graph: Graph, x: Value, update: Value) -> Value:
+    """x, update: (B, T, E) -> x + update."""
+    return graph.op("Add", (x, update))[0]
+
+
+def scaled(graph: Graph, x: Value, factor: float) -> Value:
+    """x: any shape -> x * factor."""
+    return graph.op("Mul", (x, graph.constant(np.array(factor, np.float32), "factor")))[0]
+
+
 def swiglu(graph: Graph, gate: Value, up: Value) -> Value:
     """gate, up: (B, T, F) -> silu(gate) * up."""
     (sigmoid,) = graph.op("Sigmoid", (gate,))
@@ -227,21 +299,56 @@ def swiglu(graph: Graph, gate: Value, up: Value) -> Value:
     return graph.op("Mul", (activated, up))[0]
 
 
+def gelu(graph: Graph, x: Value) -> Value:
+    """x: any shape -> x * Phi(x), Phi the cumulative normal distribution."""
+    return graph.op("Gelu", (x,), domain=MICROSOFT)[0]
+
+
+def gelu_tanh(graph: Graph, x: Value) -> Value:
+    """x: any shape -> gelu(x), approximated by a hyperbolic tangent as many models are trained."""
+    return graph.op("FastGelu", (x,), domain=MICROSOFT)[0]
+
+
+def swiglu_mlp(graph: Graph, x: Value, gate_up: Sequence[Weight], down: Weight, name: str) -> Value:
+    """x: (B, T, E) -> down(silu(gate(x)) * up(x)), (B, T, E)."""
+    gate, up = projections(graph, x, gate_up, name)
+    return project(graph, swiglu(graph, gate, up), down)
+
+
 @dataclass(frozen=True, slots=True)
 class AttentionInputs:
-    """What every attention layer of one model shares.
+    """What the attention layers of one model share.
 
     sequence_lengths: (B,) int32, last position of each row; total: scalar int32, S;
-    cos, sin: (max positions, D/2) float32.
+    cos, sin: (max positions, D/2) float32, or fewer columns where only the first part of a head
+    rotates, or None where nothing does. Products of q and k are multiplied by `scale`, or divided
+    by sqrt(D), and then kept within `softcap`. A token sees `window` positions, its own included.
     """
 
     sequence_lengths: Value
     total: Value
-    cos: Value
-    sin: Value
+    cos: Value | None
+    sin: Value | None
     n_heads: int
     n_kv_heads: int
     head_size: int
+    scale: float | None = None
+    softcap: float | None = None
+    window: int | None = None
+
+    def attributes(self) -> dict[str, int | float]:
+        """Those of GroupQueryAttention."""
+        optional = {
+            "scale": self.scale,
+            "softcap": self.softcap,
+            "local_window_size": self.window,
+        }
+        return {
+            "num_heads": self.n_heads,
+            "kv_num_heads": self.n_kv_heads,
+            "do_rotary": int(self.cos is not None),
+            **{name: value for name, value in optional.items() if value is not None},
+        }
 
 
 def attention_lengths(graph: Graph, attention_mask: Value) -> tuple[Value, Value]:
@@ -258,14 +365,14 @@ def attention_lengths(graph: Graph, attention_mask: Value) -> tuple[Value, Value
 
 
 def rotary_tables(
-    graph: Graph, frequencies: NDArray[np.float64], positions: int
+    graph: Graph, frequencies: NDArray[np.float64], positions: int, factor: float = 1.0
 ) -> tuple[Value, Value]:
-    """frequencies: (D/2,) -> cos and sin, each (positions, D/2)."""
+    """frequencies: (D/2,) -> cos and sin, each (positions, D/2), times a factor."""
     shape = (positions, len(frequencies))
 
     def add(name: str, which: int) -> Value:
         payload = Payload(
-            (Tensor(_FLOAT32, shape),), lambda: _table_slices(frequencies, shape, which)
+            (Tensor(_FLOAT32, shape),), lambda: _table_slices(frequencies, positions, factor, which)
         )
         return graph.external(name, payload)[0].value
 
@@ -273,43 +380,49 @@ def rotary_tables(
 
 
 def _table_slices(
-    frequencies: NDArray[np.float64], shape: tuple[int, int], which: int
+    frequencies: NDArray[np.float64], positions: int, factor: float, which: int
 ) -> Iterator[NDArray[np.generic]]:
     step = 8192
-    for start in range(0, shape[0], step):
-        yield rope.cos_sin(frequencies, start, min(start + step, shape[0]))[which]
+    for start in range(0, positions, step):
+        yield rope.cos_sin(frequencies, start, min(start + step, positions), factor)[which]
 
 
 def attention(
-    graph: Graph, x: Value, qkv: Sequence[Weight], layer: int, shared: AttentionInputs
+    graph: Graph,
+    x: Value,
+    qkv: Sequence[Weight],
+    layer: int,
+    shared: AttentionInputs,
+    biases: Sequence[Weight] = (),
 ) -> Value:
-    """x: (B, T, E) -> (B, T, H*D): grouped-query attention with rotary position embedding.
+    """x: (B, T, E) -> (B, T, H*D): grouped-query attention with rotary position embedding."""
+    name = f"layer.{layer}.qkv"
+    if not same_layout(qkv):
+        return attend(graph, projections(graph, x, qkv, name, biases), layer, shared)
+    heads = linear(graph, x, add_matrix(graph, name, qkv))
+    return attend(graph, (add_bias(graph, heads, biases) if biases else heads,), layer, shared)
+
+
+def attend(graph: Graph, qkv: Sequence[Value], layer: int, shared: AttentionInputs) -> Value:
+    """q: (B, T, H*D), k and v: (B, T, G*D), or all in one -> (B, T, H*D).
 
     The cache of layer `i` enters as `past_key_values.i.{key,value}` (B, G, S_past, D) and leaves as
     `present.i.{key,value}` (B, G, S, D); a caller may bind both to one buffer.
     """
-    name = f"layer.{layer}.qkv"
-    if same_layout(qkv):  # the operator takes q, k and v in one tensor
-        query: tuple[Value | None, ...] = (
-            linear(graph, x, add_matrix(graph, name, qkv)),
-            None,
-            None,
-        )
-    else:
-        query = projections(graph, x, qkv, name)
     cache = ("batch_size", shared.n_kv_heads, "past_sequence_length", shared.head_size)
     grown = ("batch_size", shared.n_kv_heads, "total_sequence_length", shared.head_size)
     past = [
         graph.input(f"past_key_values.{layer}.{part}", np.float32, cache)
         for part in ("key", "value")
     ]
-    names = ("", f"present.{layer}.key", f"present.{layer}.value")
+    query = (*qkv, None, None)[:3]  # the operator takes q, k and v in one tensor as well
+    rotary = () if shared.cos is None else (shared.cos, shared.sin)
     output, *present = graph.op(
         "GroupQueryAttention",
-        (*query, *past, shared.sequence_lengths, shared.total, shared.cos, shared.sin),
-        outputs=(f"layer.{layer}.attention", *names[1:]),
+        (*query, *past, shared.sequence_lengths, shared.total, *rotary),
+        outputs=(f"layer.{layer}.attention", f"present.{layer}.key", f"present.{layer}.value"),
         domain=MICROSOFT,
-        attributes={"num_heads": shared.n_heads, "kv_num_heads": shared.n_kv_heads, "do_rotary": 1},
+        attributes=shared.attributes(),
     )
     for value in present:
         graph.output(value, np.float32, grown)
@@ -324,3 +437,22 @@ def last_positions(graph: Graph, x: Value) -> Value:
     end = graph.constant(everything, "end")
     axes = graph.constant(np.array([1], np.int64), "axes")
     return graph.op("Slice", (x, start, end, axes))[0]
+
+
+def add_head(graph: Graph, weights: Weights, embedding: Matrix) -> Matrix:
+    """Promise the head's matrix; where it has no weights of its own, the embedding is it."""
+    if "lm_head.weight" not in weights:
+        return embedding
+    output = weights.take("lm_head.weight", embedding.shape)
+    return add_matrix(graph, output.name, [output])
+
+
+def head(graph: Graph, x: Value, matrix: Matrix) -> Value:
+    """x: (B, T, E) -> logits (B, logits_to_keep, V)."""
+    return linear(graph, last_positions(graph, x), matrix)
+
+
+def output_logits(graph: Graph, logits: Value, vocabulary: int) -> None:
+    """logits: (B, logits_to_keep, V), which become the model's output."""
+    (logits,) = graph.op("Identity", (logits,), outputs=("logits",))
+    graph.output(logits, np.float32, ("batch_size", "logits_length", vocabulary))

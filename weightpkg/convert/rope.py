@@ -8,15 +8,20 @@ which IEEE 754 defines to the bit.
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from decimal import Context, Decimal
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from weightpkg.errors import UnsupportedArchitectureError
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _DECIMAL = Context(prec=40)
+_PI = Decimal("3.141592653589793238462643383279502884197")
 
 # pi/2 in three parts of at most 33 bits, so that multiples of the first two are exact
 # (Cody and Waite, "Software Manual for the Elementary Functions", 1980).
@@ -34,10 +39,68 @@ def inverse_frequencies(theta: float, size: int) -> NDArray[np.float64]:
     return np.array([float(power) for power in powers], np.float64)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scaling:
+    """How frequencies are made smaller than those that a model was first trained with.
+
+    All are divided by `factor`; or, by YaRN (https://arxiv.org/abs/2309.00071, section 3.2), only
+    those that turn less than `beta_slow` times in the original context, those that turn more than
+    `beta_fast` times stay, and there is a ramp between them. Cosines and sines are multiplied by
+    `attention_factor`.
+    """
+
+    factor: float = 1.0
+    original_max_position_embeddings: int | None = None
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float = 1.0
+
+
+def scaled_frequencies(theta: float, size: int, scaling: Scaling) -> NDArray[np.float64]:
+    """Return `inverse_frequencies`, scaled: (size/2,) float64."""
+    frequencies = inverse_frequencies(theta, size)
+    if scaling.original_max_position_embeddings is None:
+        return frequencies / scaling.factor
+    original = scaling.original_max_position_embeddings
+    first = math.floor(_place_of_turns(scaling.beta_fast, theta, size, original))
+    last = math.ceil(_place_of_turns(scaling.beta_slow, theta, size, original))
+    first, last = max(first, 0), min(last, size - 1)
+    ramp = (np.arange(size // 2) - first) / max(last - first, 0.001)
+    share = np.clip(ramp, 0.0, 1.0)
+    return frequencies / scaling.factor * share + frequencies * (1.0 - share)
+
+
+def _place_of_turns(turns: float, theta: float, size: int, positions: int) -> Decimal:
+    """Return which frequency, not a whole number, turns so many times within the positions."""
+    cycle = _DECIMAL.multiply(2 * _PI, Decimal(turns))
+    length = _DECIMAL.ln(_DECIMAL.divide(Decimal(positions), cycle))
+    return _DECIMAL.divide(length * size, 2 * _DECIMAL.ln(Decimal(theta)))
+
+
+def yarn_attention_factor(factor: float) -> float:
+    """Return 0.1 ln(factor) + 1, or 1 if the factor is below 1."""
+    return float(_DECIMAL.ln(Decimal(max(factor, 1.0))) / 10 + 1)
+
+
+def divided(
+    frequencies: NDArray[np.float64], factors: NDArray[np.float32], source: str
+) -> NDArray[np.float64]:
+    """Return frequencies / factors, each (D/2,); `source` names the file in errors.
+
+    Raises:
+        UnsupportedArchitectureError: a factor is not positive.
+    """
+    if not (np.isfinite(factors).all() and (factors > 0).all()):
+        raise UnsupportedArchitectureError(
+            f"`{source}`: a factor of the rotary frequencies is not positive"
+        )
+    return frequencies / factors.astype(np.float64)
+
+
 def cos_sin(
-    frequencies: NDArray[np.float64], start: int, stop: int
+    frequencies: NDArray[np.float64], start: int, stop: int, factor: float = 1.0
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return cos and sin of position * frequency, each (stop - start, D/2) float32."""
+    """Return cos and sin of position * frequency, times a factor: (stop - start, D/2) float32."""
     angle = np.arange(start, stop, dtype=np.float64)[:, None] * frequencies
     quarter = np.floor(angle * (2 / np.pi) + 0.5)
     rest = angle
@@ -48,7 +111,7 @@ def cos_sin(
     turn = quarter.astype(np.int64) & 3
     cos = np.choose(turn, (cosine, -sine, -cosine, sine))
     sin = np.choose(turn, (sine, cosine, -sine, -cosine))
-    return cos.astype(np.float32), sin.astype(np.float32)
+    return (cos * factor).astype(np.float32), (sin * factor).astype(np.float32)
 
 
 def _polynomial(coefficients: tuple[float, ...], x: NDArray[np.float64]) -> NDArray[np.float64]:

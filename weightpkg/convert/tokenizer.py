@@ -49,19 +49,50 @@ def _split(pattern: str) -> Json:
     return {"type": "Split", "pattern": regex, "behavior": "Isolated", "invert": False}
 
 
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+# Words, digits in groups of so many, punctuation with the line ends that follow, line ends, spaces.
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# As above, but words begin where capitals do, and contractions belong to them. llama.cpp tells only
+# the capitals of ASCII from small letters here; this is the model's own expression.
+_GPT_4O = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+_BY_GPT_2 = (_byte_level(use_regex=True),)
+_BY_DIGIT = ({"type": "Digits", "individual_digits": True}, *_BY_GPT_2)
+_BY_WORD_AND_DIGIT = (_split(_WORDS % ""), _byte_level(use_regex=False))
+_BY_WORD_AND_THREE_DIGITS = (_split(_WORDS % "{1,3}"), _byte_level(use_regex=False))
+_BY_PUNCTUATION = (_split(r"[\p{P}$+<=>^~|`]+"), *_BY_GPT_2, _split("[0-9][0-9][0-9]"))
 
 PRE_TOKENIZERS: dict[str, Sequence[Json]] = {
-    "gpt-2": (_byte_level(use_regex=True),),
-    "llama-bpe": (_split(_LLAMA3), _byte_level(use_regex=False)),
-    "smollm": ({"type": "Digits", "individual_digits": True}, _byte_level(use_regex=True)),
+    "dbrx": _BY_WORD_AND_THREE_DIGITS,
+    "deepseek-r1-qwen": _BY_WORD_AND_DIGIT,
+    "falcon": _BY_PUNCTUATION,
+    "falcon3": _BY_WORD_AND_THREE_DIGITS,
+    "gpt-2": _BY_GPT_2,
+    "gpt-4o": (_split(_GPT_4O), _byte_level(use_regex=False)),
+    "llama-bpe": _BY_WORD_AND_THREE_DIGITS,
+    "llama-v3": _BY_WORD_AND_THREE_DIGITS,
+    "llama3": _BY_WORD_AND_THREE_DIGITS,
+    "megrez": _BY_WORD_AND_DIGIT,
+    "mpt": _BY_GPT_2,
+    "olmo": _BY_GPT_2,
+    "phi-2": _BY_GPT_2,
+    "qwen2": _BY_WORD_AND_DIGIT,
+    "refact": _BY_DIGIT,
+    "smaug-bpe": _BY_WORD_AND_THREE_DIGITS,
+    "smollm": _BY_DIGIT,
+    "stablelm2": _BY_WORD_AND_DIGIT,
+    "starcoder": _BY_DIGIT,
 }
 
-# llama.cpp takes a token that is in the vocabulary whole, without merging, for these.
-_IGNORE_MERGES = {"llama-bpe"}
+# llama.cpp takes a token that is in the vocabulary whole, without merging, for these, and puts the
+# first token in front unless the file says otherwise.
+_LLAMA_3 = {"falcon3", "llama-bpe", "llama-v3", "llama3"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,7 +129,7 @@ class Tokenizer:
                 "end_of_word_suffix": None,
                 "fuse_unk": False,
                 "byte_fallback": False,
-                "ignore_merges": self.pre in _IGNORE_MERGES,
+                "ignore_merges": self.pre in _LLAMA_3,
                 "vocab": {token: i for i, token in enumerate(self.tokens)},
                 "merges": self.merges,
             },
@@ -201,7 +232,7 @@ def read_gguf(file: GGUFFile, vocab_size: int) -> Tokenizer:
         eos_token_ids=tuple(dict.fromkeys(end for end in ends if end is not None)),
         pad_token_id=token_id("padding"),
         unk_token_id=token_id("unknown"),
-        add_bos_token=file.get("tokenizer.ggml.add_bos_token", bool, pre == "llama-bpe"),
+        add_bos_token=file.get("tokenizer.ggml.add_bos_token", bool, pre in _LLAMA_3),
         chat_template=file.get("tokenizer.chat_template", str, "") or None,
     )
 

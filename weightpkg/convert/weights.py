@@ -92,6 +92,14 @@ class Weights:
         self._used.add(name)
         return weight
 
+    def take_norm(self, name: str, width: int) -> tuple[Weight, Weight]:
+        """Return a layer norm's weight and bias, each (width,).
+
+        Raises:
+            TensorMismatchError: one is missing or has another shape.
+        """
+        return self.take(f"{name}.weight", (width,)), self.take(f"{name}.bias", (width,))
+
     def finish(self) -> None:
         """Refuse tensors that nobody took.
 
@@ -106,6 +114,27 @@ class Weights:
                 f"`{self.source}`: the architecture has no use for {names}{more}",
                 hint="the file may be of a variation of the architecture that is not supported",
             )
+
+
+def expand_names(
+    whole: Mapping[str, str], layer: Mapping[str, str], n_layers: int, layers: str = "model.layers"
+) -> dict[str, str]:
+    """Return each GGUF tensor name with its canonical name, for weights and biases alike.
+
+    Args:
+        whole: names of what the model has once, without `.weight` and `.bias`.
+        layer: the same for what each layer has, without the layer's own name.
+        n_layers: how many there are.
+        layers: the canonical name of all layers.
+    """
+    names = dict(whole)
+    for i in range(n_layers):
+        names |= {f"blk.{i}.{gguf}": f"{layers}.{i}.{name}" for gguf, name in layer.items()}
+    return {
+        f"{gguf}.{part}": f"{name}.{part}"
+        for gguf, name in names.items()
+        for part in ("weight", "bias")
+    }
 
 
 def read_gguf(file: GGUFFile, names: Mapping[str, str]) -> Weights:
@@ -172,6 +201,20 @@ def reorder_rows(
         return order(grouped).reshape(values.shape)
 
     return replace(weight, rows=rows, row_step=group)
+
+
+def undo_rotary_permutation(weight: Weight, head_size: int) -> Weight:
+    """Return q or k rows in Hugging Face's order.
+
+    llama.cpp's converter interleaves the two halves of each head, because ggml rotates neighbours:
+    https://github.com/ggml-org/llama.cpp/blob/b6700/convert_hf_to_gguf.py `LlamaModel.permute`
+    """
+
+    def order(rows: NDArray[np.generic]) -> NDArray[np.generic]:
+        pairs = rows.reshape(len(rows), head_size // 2, 2, *rows.shape[2:])
+        return pairs.swapaxes(1, 2)  # (H, D/2, 2, ...) -> (H, 2, D/2, ...)
+
+    return reorder_rows(weight, head_size, order)
 
 
 def same_layout(weights: Iterable[Weight]) -> bool:

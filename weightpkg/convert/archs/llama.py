@@ -8,41 +8,17 @@ https://github.com/ggml-org/llama.cpp/blob/b6700/gguf-py/gguf/constants.py (name
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from weightpkg.convert import blocks, rope
-from weightpkg.convert.weights import Weight, Weights, reorder_rows
-from weightpkg.errors import TensorMismatchError, UnsupportedArchitectureError
+from weightpkg.convert import blocks, hyperparameters, rope
+from weightpkg.convert.hyperparameters import Hyperparameters, embedding_rows
+from weightpkg.convert.weights import undo_rotary_permutation
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from weightpkg.convert.graph import Graph, Value
+    from weightpkg.convert.weights import Weight, Weights
     from weightpkg.formats.gguf import GGUFFile
-
-# Keys that were thought about: read below, or without influence on the mathematics.
-_GGUF_KEYS = {
-    "attention.head_count",
-    "attention.head_count_kv",
-    "attention.key_length",
-    "attention.layer_norm_rms_epsilon",
-    "attention.value_length",
-    "block_count",
-    "context_length",
-    "embedding_length",
-    "feed_forward_length",
-    "rope.dimension_count",
-    "rope.freq_base",
-    "rope.scaling.factor",
-    "rope.scaling.finetuned",
-    "rope.scaling.original_context_length",
-    "rope.scaling.type",
-    "vocab_size",
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,89 +43,30 @@ class Config:
 
         Raises:
             GGUFError: a key is missing or of the wrong type.
+            TensorMismatchError: there is no embedding.
             UnsupportedArchitectureError: a key changes the mathematics in a way not known here.
         """
-        _refuse_unknown_keys(file)
-        heads = file.get("llama.attention.head_count", int)
-        hidden_size = file.get("llama.embedding_length", int)
-        head_dim = file.get("llama.attention.key_length", int, hidden_size // max(1, heads))
+        keys = Hyperparameters(file, "llama")
+        heads = keys.get("attention.head_count", int)
+        hidden_size = keys.get("embedding_length", int)
+        head_dim = keys.head_size(hidden_size // max(1, heads))
+        keys.check_whole_heads_rotate(head_dim)
         config = cls(
-            vocab_size=_vocabulary(file),
+            vocab_size=embedding_rows(file),
             hidden_size=hidden_size,
-            intermediate_size=file.get("llama.feed_forward_length", int),
-            num_hidden_layers=file.get("llama.block_count", int),
+            intermediate_size=keys.get("feed_forward_length", int),
+            num_hidden_layers=keys.layers(),
             num_attention_heads=heads,
-            num_key_value_heads=file.get("llama.attention.head_count_kv", int, heads),
+            num_key_value_heads=keys.get("attention.head_count_kv", int, heads),
             head_dim=head_dim,
-            max_position_embeddings=file.get("llama.context_length", int),
-            rms_norm_eps=file.get("llama.attention.layer_norm_rms_epsilon", float),
-            rope_theta=file.get("llama.rope.freq_base", float, 10000.0),
-            rope_factor=_linear_rope_factor(file),
+            max_position_embeddings=keys.get("context_length", int),
+            rms_norm_eps=keys.get("attention.layer_norm_rms_epsilon", float),
+            rope_theta=keys.get("rope.freq_base", float, 10000.0),
+            rope_factor=keys.linear_rope_factor(),
         )
-        config.check(file.name)
-        for key in ("rope.dimension_count", "attention.value_length"):
-            if file.get(f"llama.{key}", int, head_dim) != head_dim:
-                raise _unsupported(
-                    file.name, f"`llama.{key}` is not the size of a head, {head_dim}"
-                )
+        keys.finish()
+        hyperparameters.check(config, file.name)
         return config
-
-    def check(self, source: str) -> None:
-        """Refuse sizes that no model has, before anything is computed from them.
-
-        Raises:
-            UnsupportedArchitectureError: names the field.
-        """
-        limits = {
-            "vocab_size": 2**24,
-            "hidden_size": 2**17,
-            "intermediate_size": 2**20,
-            "num_hidden_layers": 1024,
-            "num_attention_heads": 1024,
-            "num_key_value_heads": 1024,
-            "head_dim": 1024,
-            "max_position_embeddings": 2**20,
-        }
-        for field, limit in limits.items():
-            if not 1 <= getattr(self, field) <= limit:
-                raise _unsupported(source, f"{field} is {getattr(self, field)}, not 1 to {limit}")
-        for field in ("rms_norm_eps", "rope_theta", "rope_factor"):
-            value = getattr(self, field)
-            if not (math.isfinite(value) and value > 0):
-                raise _unsupported(source, f"{field} is {value}, which is not a positive number")
-        if self.head_dim % 8 or self.num_attention_heads % self.num_key_value_heads:
-            heads = f"{self.num_attention_heads} heads, {self.num_key_value_heads} for keys"
-            raise _unsupported(source, f"{heads}, of size {self.head_dim}: not evenly divided")
-
-
-def _unsupported(source: str, reason: str) -> UnsupportedArchitectureError:
-    return UnsupportedArchitectureError(f"`{source}`: {reason}")
-
-
-def _refuse_unknown_keys(file: GGUFFile) -> None:
-    keys = {key.removeprefix("llama.") for key in file.metadata if key.startswith("llama.")}
-    if unknown := sorted(keys - _GGUF_KEYS):
-        raise _unsupported(
-            file.name,
-            f"`llama.{unknown[0]}` may change what the model computes, and is not handled",
-        )
-
-
-def _vocabulary(file: GGUFFile) -> int:
-    """The embedding's rows: there may be more than tokens, for alignment."""
-    tensor = file.tensors.get("token_embd.weight")
-    if tensor is None:
-        raise TensorMismatchError(f"`{file.name}`: tensor `token_embd.weight` is missing")
-    return tensor.shape[0]
-
-
-def _linear_rope_factor(file: GGUFFile) -> float:
-    kind = file.get("llama.rope.scaling.type", str, "none")
-    if kind == "none":
-        return 1.0
-    if kind != "linear":
-        raise _unsupported(file.name, f"rope scaling `{kind}` is not handled")
-    return file.get("llama.rope.scaling.factor", float)
 
 
 _GGUF_LAYER_NAMES = {
@@ -179,20 +96,6 @@ def gguf_names(config: Config) -> dict[str, str]:
     return names
 
 
-def undo_rotary_permutation(weight: Weight, head_size: int) -> Weight:
-    """Return q or k rows in Hugging Face's order.
-
-    llama.cpp's converter interleaves the two halves of each head, because ggml rotates neighbours:
-    https://github.com/ggml-org/llama.cpp/blob/b6700/convert_hf_to_gguf.py `LlamaModel.permute`
-    """
-
-    def order(rows: NDArray[np.generic]) -> NDArray[np.generic]:
-        pairs = rows.reshape(len(rows), head_size // 2, 2, *rows.shape[2:])
-        return pairs.swapaxes(1, 2)  # (H, D/2, 2, ...) -> (H, 2, D/2, ...)
-
-    return reorder_rows(weight, head_size, order)
-
-
 def build(graph: Graph, weights: Weights, config: Config) -> None:
     """Add the whole model to the graph, taking all of its weights.
 
@@ -201,8 +104,7 @@ def build(graph: Graph, weights: Weights, config: Config) -> None:
         UnsupportedArchitectureError: the factors of the rotary frequencies are not positive.
     """
     vocabulary, width = config.vocab_size, config.hidden_size
-    ids = graph.input("input_ids", np.int64, ("batch_size", "sequence_length"))
-    mask = graph.input("attention_mask", np.int64, ("batch_size", "total_sequence_length"))
+    ids, mask = blocks.token_inputs(graph)
     shared = _attention_inputs(graph, mask, weights, config)
 
     table = weights.take("model.embed_tokens.weight", (vocabulary, width))
@@ -214,13 +116,8 @@ def build(graph: Graph, weights: Weights, config: Config) -> None:
 
     norm = weights.take("model.norm.weight", (width,))
     x, _ = blocks.add_rms_norm(graph, x, update, norm, config.rms_norm_eps)
-    head = embedding
-    if "lm_head.weight" in weights:
-        output = weights.take("lm_head.weight", (vocabulary, width))
-        head = blocks.add_matrix(graph, output.name, [output])
-    logits = blocks.linear(graph, blocks.last_positions(graph, x), head)
-    (logits,) = graph.op("Identity", (logits,), outputs=("logits",))
-    graph.output(logits, np.float32, ("batch_size", "logits_length", vocabulary))
+    head = blocks.add_head(graph, weights, embedding)
+    blocks.output_logits(graph, blocks.head(graph, x, head), vocabulary)
 
 
 def _attention_inputs(
@@ -229,9 +126,7 @@ def _attention_inputs(
     frequencies = rope.inverse_frequencies(config.rope_theta, config.head_dim) / config.rope_factor
     if "rope_factors" in weights:  # llama3 scaling: a factor for each frequency
         factors = weights.take("rope_factors", (config.head_dim // 2,)).dense()
-        if not (np.isfinite(factors).all() and (factors > 0).all()):
-            raise _unsupported(weights.source, "a factor of `rope_freqs.weight` is not positive")
-        frequencies = frequencies / factors.astype(np.float64)
+        frequencies = rope.divided(frequencies, factors, weights.source)
     last, total = blocks.attention_lengths(graph, mask)
     cos, sin = blocks.rotary_tables(graph, frequencies, config.max_position_embeddings)
     return blocks.AttentionInputs(
@@ -269,13 +164,10 @@ def _layer(
         take("self_attn.v_proj", keys, width),
     )
     heads = blocks.attention(graph, normed, qkv, i, shared)
-    output = take("self_attn.o_proj", width, queries)
-    attended = blocks.linear(graph, heads, blocks.add_matrix(graph, output.name, [output]))
+    attended = blocks.project(graph, heads, take("self_attn.o_proj", width, queries))
 
     norm = take("post_attention_layernorm", width)
     normed, x = blocks.add_rms_norm(graph, x, attended, norm, epsilon)
     pair = (take("mlp.gate_proj", inner, width), take("mlp.up_proj", inner, width))
-    gate, up = blocks.projections(graph, normed, pair, f"layer.{i}.gate_up")
     down = take("mlp.down_proj", width, inner)
-    product = blocks.swiglu(graph, gate, up)
-    return x, blocks.linear(graph, product, blocks.add_matrix(graph, down.name, [down]))
+    return x, blocks.swiglu_mlp(graph, normed, pair, down, f"layer.{i}.gate_up")

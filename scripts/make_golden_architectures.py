@@ -1,0 +1,158 @@
+"""Make the golden logits in tests/archs/*.toml with transformers.
+
+Usage: pip install torch==2.13.0 transformers==5.23.0 gguf==0.19.0, then
+python scripts/make_golden_architectures.py [NAME ...]
+
+The weights are drawn as the tests draw them, under their GGUF names, and given to transformers
+under its own, by the table that llama.cpp's converter uses, and with what that converter does to
+some of them undone. So a mistake in weightpkg's own tables and layouts shows.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gguf
+import numpy as np
+import torch
+import transformers
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from factories import TinyModel  # noqa: E402  it is found by the line above
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+N_TOKENS = 20
+EVERY = 16
+"""Of the vocabulary, which is more than is needed to tell a wrong model from a right one."""
+
+Undo = Callable[[str, "NDArray[np.float32]", Mapping[str, int]], "NDArray[np.float32]"]
+
+
+def as_it_is(_: str, values: NDArray[np.float32], __: Mapping[str, int]) -> NDArray[np.float32]:
+    """Return the tensor unchanged."""
+    return values
+
+
+def interleaved(
+    name: str, values: NDArray[np.float32], sizes: Mapping[str, int]
+) -> NDArray[np.float32]:
+    """Put the halves of each head of q and k behind each other again."""
+    heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
+    for part, key in heads.items():
+        if part in name:
+            pairs = values.reshape(sizes[key], -1, 2, *values.shape[1:])
+            return pairs.swapaxes(1, 2).reshape(values.shape)
+    return values
+
+
+def transposed(name: str, values: NDArray[np.float32], _: Mapping[str, int]) -> NDArray[np.float32]:
+    """Turn the matrices of GPT-2's layers round."""
+    return values.T if ".c_" in name else values
+
+
+def grouped(
+    name: str, values: NDArray[np.float32], sizes: Mapping[str, int]
+) -> NDArray[np.float32]:
+    """Put each key's and value's rows behind those of their queries."""
+    if "query_key_value" not in name:
+        return values
+    heads, groups, width = sizes["num_attention_heads"], sizes["num_kv_heads"], values.shape[1]
+    size = width // heads
+    q, k, v = np.split(values, (width, width + groups * size))
+    parts = [part.reshape(groups, -1, size, width) for part in (q, k, v)]
+    return np.concatenate(parts, axis=1).reshape(values.shape)
+
+
+def without_one(
+    name: str, values: NDArray[np.float32], _: Mapping[str, int]
+) -> NDArray[np.float32]:
+    """Take away the 1 that Gemma's norms add to their weights themselves."""
+    return values - np.float32(1) if name.endswith("norm.weight") else values
+
+
+UNDO: dict[str, Undo] = {
+    "falcon": grouped,
+    "gemma2": without_one,
+    "gpt2": transposed,
+    "granite": interleaved,
+    "smollm3": interleaved,
+}
+"""What llama.cpp's converter did to tensors, backwards: called with transformers' name."""
+
+
+def main() -> None:
+    """Write the section `golden` of each page, or of those that are named."""
+    for path in sorted((ROOT / "tests" / "archs").glob("*.toml")):
+        if path.stem in sys.argv[1:] or not sys.argv[1:]:
+            model = TinyModel.read(path)
+            page = path.read_text(encoding="utf-8").partition("[golden]")[0]
+            path.write_text(page + golden(model), encoding="utf-8")
+            print(f"{path.name}: {path.stat().st_size:,} bytes")
+
+
+def golden(model: TinyModel) -> str:
+    """Return the section."""
+    tokens = np.random.default_rng(model.seed).integers(3, 302, N_TOKENS)
+    rows = ["  [" + ", ".join(f"{x:.6g}" for x in row) + "]," for row in logits(model, tokens)]
+    return "\n".join(
+        (
+            f"[golden] # transformers {transformers.__version__}, torch {torch.__version__}",
+            f"tokens = {tokens.tolist()}",
+            f"columns = {list(range(0, 302, EVERY))}",
+            "logits = [",
+            *rows,
+            "]",
+            "",
+        )
+    )
+
+
+def logits(model: TinyModel, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return the logits that follow each token, of some of the vocabulary."""
+    settings: dict[str, Any] = dict(model.config)
+    for name, values in model.weights().items():
+        if name.startswith("rope_factors_"):  # a tensor there, a setting here
+            key = name.removeprefix("rope_factors_").removesuffix(".weight")
+            settings["rope_parameters"][f"{key}_factor"] = values.tolist()
+    config = transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
+    network = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    network.load_state_dict(state(model, list(network.state_dict())))
+    with torch.no_grad():
+        output = network.eval()(torch.from_numpy(tokens[None])).logits[0]
+    result: NDArray[np.float32] = output.numpy()[:, ::EVERY]
+    return result
+
+
+def state(model: TinyModel, names: list[str]) -> dict[str, torch.Tensor]:
+    """Return the weights by transformers' names; each is used."""
+    weights = model.weights()
+    kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
+    n_layers = max(int(name.split(".")[1]) for name in weights if name.startswith("blk.")) + 1
+    table = gguf.get_tensor_name_map(kinds[model.architecture], n_layers)
+    undo = UNDO.get(model.architecture, as_it_is)
+    sizes = {key: value for key, value in model.config.items() if isinstance(value, int)}
+    found = {}
+    unused = {name for name in weights if not name.startswith("rope_")}
+    for name in names:
+        whole, _, head = name.partition(".norms.")  # of one head; stacked in the file
+        path = f"{whole}.weight" if head else name
+        stored = table.get_name(path, try_suffixes=(".weight", ".bias")) or ""
+        if name == "lm_head.weight" and stored not in weights:
+            stored = "token_embd.weight"
+        unused.discard(stored)
+        values = weights[stored][int(head.partition(".")[0])] if head else weights[stored]
+        found[name] = torch.from_numpy(undo(name, values, sizes).copy())
+    if unused:
+        raise SystemExit(f"{model.name}: transformers has no use for {sorted(unused)}")
+    return found
+
+
+if __name__ == "__main__":
+    main()
