@@ -17,7 +17,7 @@ from fault_server import FAULTS, FaultServer, fault_server
 from faults.heads import RETRY_AFTER
 from plain_client import Answer, Download, End, ask
 
-CONTENT = random.Random(0).randbytes(300_000)  # noqa: S311 no secret
+CONTENT = random.Random(0).randbytes(300_000)
 SIZE = len(CONTENT)
 HALF = SIZE // 2
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

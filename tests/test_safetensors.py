@@ -279,7 +279,7 @@ def mutated(content: bytes, seed: int) -> bytes:
 
     Its size is mostly set right, so that more than that is tested.
     """
-    chance = random.Random(seed)  # noqa: S311  not for secrets
+    chance = random.Random(seed)
     size = struct.unpack_from("<Q", content)[0]
     text, data = content[8 : 8 + size], content[8 + size :]
     for _ in range(chance.choice((1, 1, 1, 2, 5))):

@@ -15,7 +15,8 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
@@ -37,6 +38,7 @@ _REASONS = {
     errno.EMFILE: ("too many files are open", "raise the limit: `ulimit -n 4096`"),
 }
 _READ_ONLY = 0o444
+_POLL_S = 0.01
 
 
 class Disk:
@@ -112,23 +114,29 @@ def mapped(path: Path) -> Iterator[None]:
         raise StoreError(f"`{path}`: {reason}", hint=hint) from error
 
 
-def make_directory(path: Path) -> Path:
-    """Make a directory and its parents, durably; return it."""
+def make_directory(path: Path, *, is_durable: bool = True) -> Path:
+    """Make a directory and its parents; return it.
+
+    Args:
+        path: the directory.
+        is_durable: False for one whose content nobody misses after a power cut.
+    """
     with mapped(path):
-        _make_directory(path)
+        _make_directory(path, is_durable=is_durable)
     return path
 
 
-def _make_directory(path: Path) -> None:
+def _make_directory(path: Path, *, is_durable: bool) -> None:
     if path.is_dir():
         return
-    _make_directory(path.parent)
+    _make_directory(path.parent, is_durable=is_durable)
     try:
         disk.mkdir(path)
     except FileExistsError:
         if not path.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
-    sync_directory(path.parent)
+    if is_durable:
+        sync_directory(path.parent)
 
 
 class OpenFile:
@@ -152,8 +160,14 @@ class OpenFile:
         with mapped(self.path):
             disk.truncate(self._descriptor, size)
 
-    def publish(self, path: Path, *, mode: int = _READ_ONLY) -> None:
-        """Make the file durable, and give it its name, in place of whatever had it."""
+    def publish(self, path: Path, *, mode: int = _READ_ONLY, is_name_durable: bool = True) -> None:
+        """Make the file durable, and give it its name, in place of whatever had it.
+
+        Args:
+            path: its name.
+            mode: its permissions.
+            is_name_durable: False if another file of the directory is published right after it.
+        """
         make_directory(path.parent)
         with mapped(path):
             if not self._is_shared:
@@ -161,7 +175,8 @@ class OpenFile:
             disk.fsync(self._descriptor)
             self.close()
             disk.rename(self.path, path)
-            sync_directory(path.parent)
+            if is_name_durable:
+                sync_directory(path.parent)
 
     def close(self) -> None:
         """Close the file; it stays under its present name."""
@@ -181,7 +196,7 @@ class NewFile(OpenFile):
 
     def __init__(self, directory: Path) -> None:
         """Create it in `directory`, on the same disk as its place."""
-        path = make_directory(directory) / unique_name()
+        path = make_directory(directory, is_durable=False) / unique_name()
         with mapped(path):
             super().__init__(path, disk.create(path))
         self._size = 0
@@ -200,12 +215,19 @@ class NewFile(OpenFile):
 
 def keep_file(path: Path) -> OpenFile:
     """Open a file that stays where it is until it is published; made where there is none."""
-    make_directory(path.parent)
+    make_directory(path.parent, is_durable=False)
     with mapped(path):
         return OpenFile(path, disk.open(path))
 
 
-def write_file(path: Path, content: bytes, *, temporary: Path, mode: int = 0o644) -> None:
+def write_file(
+    path: Path,
+    content: bytes,
+    *,
+    temporary: Path,
+    mode: int = 0o644,
+    is_name_durable: bool = True,
+) -> None:
     """Write a small file, in place of whatever had its name.
 
     Args:
@@ -213,13 +235,14 @@ def write_file(path: Path, content: bytes, *, temporary: Path, mode: int = 0o644
         content: all of it.
         temporary: a directory on the same disk, where it is until it is complete.
         mode: its permissions.
+        is_name_durable: False if another file of the directory is published right after it.
 
     Raises:
         StoreError: the disk is full, or may not be written.
     """
     with NewFile(temporary) as new:
         new.write(content)
-        new.publish(path, mode=mode)
+        new.publish(path, mode=mode, is_name_durable=is_name_durable)
 
 
 def publish_directory(new: Path, path: Path) -> None:
@@ -258,7 +281,7 @@ def new_directory(path: Path, *, temporary: Path | None = None) -> Iterator[Path
 @contextmanager
 def scratch_directory(parent: Path) -> Iterator[Path]:
     """Enter an empty directory that vanishes at the end, if it has not become something else."""
-    path = make_directory(parent) / unique_name()
+    path = make_directory(parent, is_durable=False) / unique_name()
     with mapped(path):
         disk.mkdir(path)
         path.chmod(0o755)
@@ -269,18 +292,25 @@ def scratch_directory(parent: Path) -> Iterator[Path]:
             _remove_tree(path)
 
 
-def remove(path: Path, *, trash: Path) -> int:
+def remove(path: Path, *, trash: Path, is_durable: bool) -> int:
     """Remove a file or a directory, if it is there; return the bytes that this freed.
 
-    It loses its name by one durable rename, so that nobody ever sees half of it.
+    It loses its name by one rename, so that nobody ever sees half of it.
+
+    Args:
+        path: the file or directory.
+        trash: a directory on the same disk, where it is until all of it is removed.
+        is_durable: whether it must not come back after a power cut.
     """
+    doomed = make_directory(trash, is_durable=False) / unique_name()
     with mapped(path):
-        if not os.path.lexists(path):
-            return 0
         size = tree_size(path)
-        doomed = make_directory(trash) / unique_name()
-        disk.rename(path, doomed)
-        sync_directory(path.parent)
+        try:
+            disk.rename(path, doomed)
+        except FileNotFoundError:  # it was not there, or someone else was faster
+            return 0
+        if is_durable:
+            sync_directory(path.parent)
     with suppress(OSError):  # it is out of the way, and what stays is swept
         _remove_tree(doomed)
     return size
@@ -302,12 +332,29 @@ def _remove_tree(path: Path) -> None:
     disk.rmdir(path)
 
 
-def move(path: Path, new: Path) -> None:
-    """Give a file or directory another name, durably, in place of a file that has it."""
-    make_directory(new.parent)
-    with mapped(path):
-        disk.rename(path, new)
-        sync_directory(new.parent)
+def replace_files(fresh: Path, names: Iterable[Path], directory: Path) -> None:
+    """Give files of a fresh directory their places in another one, each by one rename.
+
+    Args:
+        fresh: where they are.
+        names: their names, relative to it.
+        directory: where they go, in place of files that have their names.
+
+    Raises:
+        StoreError: the disk is full, or may not be written.
+    """
+    parents = {directory}
+    for name in names:
+        place = directory / name
+        make_directory(place.parent)
+        with mapped(place):
+            disk.chmod(fresh / name, _READ_ONLY)
+            _sync(fresh / name)
+            disk.rename(fresh / name, place)
+        parents.add(place.parent)
+    for parent in sorted(parents):
+        with mapped(parent):
+            sync_directory(parent)
 
 
 def set_aside(path: Path, directory: Path, *, keep_name: bool) -> None:
@@ -318,7 +365,7 @@ def set_aside(path: Path, directory: Path, *, keep_name: bool) -> None:
         directory: where it goes.
         keep_name: have a file under its old name as well, until something takes that.
     """
-    new = make_directory(directory) / f"{unique_name()}-{path.name}"
+    new = make_directory(directory, is_durable=False) / f"{unique_name()}-{path.name}"
     with mapped(path):
         if keep_name and path.is_file() and not path.is_symlink():
             disk.link(path, new)
@@ -334,7 +381,7 @@ def take(path: Path, directory: Path, *, allow_hardlink: bool) -> Path | None:
     Returns:
         The new name; None where the bytes must be copied.
     """
-    new = make_directory(directory) / unique_name()
+    new = make_directory(directory, is_durable=False) / unique_name()
     with suppress(OSError, ValueError):
         disk.reflink(path, new)
         return new
@@ -428,17 +475,21 @@ def lock(
 
 
 @contextmanager
-def try_lock(path: Path) -> Iterator[bool]:
-    """Enter with True and the lock alone, or with False where anyone else has it."""
+def try_lock(path: Path, *, timeout_s: float = 0.0) -> Iterator[bool]:
+    """Enter with True and the lock alone, or with False where anyone else has it for so long."""
+    end = time.monotonic() + timeout_s
     with _lock_file(path) as descriptor:
         with mapped(path):
-            is_mine = _try_lock(descriptor, shared=False, blocking=False)
+            while not (is_mine := _try_lock(descriptor, shared=False, blocking=False)):
+                if time.monotonic() >= end:
+                    break
+                time.sleep(_POLL_S)
         yield is_mine
 
 
 @contextmanager
 def _lock_file(path: Path) -> Iterator[int]:
-    make_directory(path.parent)
+    make_directory(path.parent, is_durable=False)
     with mapped(path):
         descriptor = disk.open(path)
     try:
@@ -458,7 +509,7 @@ def _try_lock(descriptor: int, *, shared: bool, blocking: bool) -> bool:
     # where locks cannot be shared, users of the store take turns
     from filelock import lock_descriptor  # noqa: PLC0415  slow to import, and only writers lock
 
-    return lock_descriptor(descriptor, blocking=blocking, poll_interval=0.01)
+    return lock_descriptor(descriptor, blocking=blocking, poll_interval=_POLL_S)
 
 
 def sweep(directory: Path, *, older_than: float) -> int:

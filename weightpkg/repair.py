@@ -23,7 +23,7 @@ from weightpkg.index import Index
 from weightpkg.install import convert_blobs
 from weightpkg.package import File, RelativePath, parse_source
 from weightpkg.partial import Partial, Provenance
-from weightpkg.store import MANIFEST, Store, tree_digest
+from weightpkg.store import Store, tree_digest
 from weightpkg.verify import Problem
 
 P = ParamSpec("P")
@@ -149,10 +149,8 @@ def _repair_model(
     for source in record.files:
         if store.blob(source.sha256) is None and (file := find_file(source.sha256)):
             fetcher.fetch(file)
-    with store.lock(Digest("sha256", key)), files.scratch_directory(store.temporary) as scratch:
-        fresh = scratch / "new"
-        with files.new_directory(fresh) as new:
-            convert_blobs(record.files, store, new, fetcher.progress)
+    with store.lock(Digest("sha256", key)), files.scratch_directory(store.temporary) as fresh:
+        convert_blobs(record.files, store, fresh, fetcher.progress)
         if tree_digest(fresh) != record.tree:
             again = record.full_name
             raise StoreError(
@@ -163,17 +161,16 @@ def _repair_model(
 
 
 def _replace(directory: Path, fresh: Path, store: Store) -> None:
-    """Give a directory the files of a fresh one: each by one rename, the manifest last."""
+    """Give a directory the files of a fresh one, where it has others."""
     names = {path.relative_to(fresh) for path in fresh.rglob("*") if path.is_file()}
     for path in sorted(directory.rglob("*"), reverse=True):
         if path.relative_to(directory) not in names:
             store.set_aside(path)
-    for name in sorted(names, key=lambda name: (name.name == MANIFEST, name)):
-        place = directory / name
-        if not _is_same(fresh / name, place):
-            if os.path.lexists(place):
-                store.set_aside(place, keep_name=True)
-            files.move(fresh / name, place)
+    bad = sorted(name for name in names if not _is_same(fresh / name, directory / name))
+    for name in bad:
+        if os.path.lexists(directory / name):
+            store.set_aside(directory / name, keep_name=True)
+    files.replace_files(fresh, bad, directory)
 
 
 def _is_same(fresh: Path, path: Path) -> bool:

@@ -367,7 +367,7 @@ def _names_in(value: Any) -> Iterator[str]:
 def _sweep_locks(store: Store) -> None:
     """Remove the locks of single digests; nobody holds one while the store is had alone."""
     for path in sorted((store.root / "locks").glob("*.lock")):
-        if path.name != "store.lock":
+        if path.name not in ("store.lock", "gate.lock"):
             files.discard(path)
 
 

@@ -19,7 +19,8 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,10 @@ from weightpkg.requirement import NormalizedName, normalize_name
 
 MANIFEST = "weightpkg.toml"
 LAYOUT = 1
+
+# how long who wants the store alone keeps others from coming in, and how long it lets them
+_PATIENCE_S = 2.0
+_PAUSE_S = 0.5
 
 _KEY = re.compile(r"[0-9a-f]{64}\Z")
 
@@ -108,8 +113,12 @@ class Store:
             with self._count():
                 yield
             return
+        files.make_directory(self.root)
         self._sweep_if_alone()
-        with files.lock(self._lock_path, shared=True), self._count():
+        with ExitStack() as stack:
+            with files.lock(self._gate_path, shared=True):
+                stack.enter_context(files.lock(self._lock_path, shared=True))
+            stack.enter_context(self._count())
             self._check_layout()
             yield
 
@@ -120,14 +129,28 @@ class Store:
         Raises:
             StoreError: the store is of another layout, or cannot be written.
         """
-        with files.lock(self._lock_path, on_wait=on_wait), self._count():
+        files.make_directory(self.root)
+        with ExitStack() as stack:
+            while not self._enter_alone(stack):
+                on_wait()
+                time.sleep(_PAUSE_S)
+            stack.enter_context(self._count())
             self._check_layout()
             self._sweep()
             yield
 
+    def _enter_alone(self, stack: ExitStack) -> bool:
+        """Wait at a closed gate, so that nobody new comes in; and not for long, as they wait too."""
+        with files.lock(self._gate_path), ExitStack() as attempt:
+            is_alone = attempt.enter_context(files.try_lock(self._lock_path, timeout_s=_PATIENCE_S))
+            if is_alone:
+                stack.enter_context(attempt.pop_all())
+            return is_alone
+
     @contextmanager
     def try_alone(self) -> Iterator[bool]:
         """Enter with True and the store alone, or with False where anyone else uses it."""
+        files.make_directory(self.root)
         with files.try_lock(self._lock_path) as is_alone, self._count():
             yield is_alone
 
@@ -142,6 +165,10 @@ class Store:
     @property
     def _lock_path(self) -> Path:
         return self.root / "locks" / "store.lock"
+
+    @property
+    def _gate_path(self) -> Path:
+        return self.root / "locks" / "gate.lock"
 
     def _sweep_if_alone(self) -> None:
         if self._leavings():
@@ -164,8 +191,9 @@ class Store:
         Raises:
             StoreError: the store is of another layout, or cannot be written.
         """
+        files.make_directory(self.root)
         self._check_layout()
-        return files.make_directory(self.root / "tmp")
+        return files.make_directory(self.root / "tmp", is_durable=False)
 
     def _check_layout(self) -> None:
         if self._is_checked:
@@ -174,6 +202,9 @@ class Store:
         marker = self.root / "layout"
         with files.mapped(marker):
             if not marker.exists():
+                # one sync of the root, for the marker, makes all of them durable
+                for name in ("blobs", "models", "installed"):
+                    files.make_directory(self.root / name, is_durable=False)
                 self.write(marker, f"{LAYOUT}\n".encode())
             found = marker.read_bytes().strip()
         if found != str(LAYOUT).encode():
@@ -187,9 +218,9 @@ class Store:
         """Write a small file of the store durably."""
         files.write_file(path, content, temporary=self.temporary)
 
-    def remove(self, path: Path) -> int:
+    def remove(self, path: Path, *, is_durable: bool = False) -> int:
         """Remove a file or directory of the store; return the bytes freed."""
-        return files.remove(path, trash=self.root / "trash")
+        return files.remove(path, trash=self.root / "trash", is_durable=is_durable)
 
     def blob_path(self, digest: Digest) -> Path:
         """Where the blob of a SHA-256 is, or would be."""
@@ -277,17 +308,26 @@ class Store:
             StoreError: the disk is full, or may not be written.
         """
         path = self.blob_path(fingerprint.sha256)
-        self.write_chunks(fingerprint)
+        self.write_chunks(fingerprint, is_name_durable=False)
         new.publish(path)
         return path
 
-    def write_chunks(self, fingerprint: Fingerprint) -> None:
+    def write_chunks(self, fingerprint: Fingerprint, *, is_name_durable: bool = True) -> None:
         """Write the list of a blob's chunks.
+
+        Args:
+            fingerprint: what it says.
+            is_name_durable: False if the blob is published right after it.
 
         Raises:
             StoreError: the disk is full, or may not be written.
         """
-        self.write(self.chunks_path(fingerprint.sha256), _dump_fingerprint(fingerprint))
+        files.write_file(
+            self.chunks_path(fingerprint.sha256),
+            _dump_fingerprint(fingerprint),
+            temporary=self.temporary,
+            is_name_durable=is_name_durable,
+        )
 
     def set_aside(self, path: Path, *, keep_name: bool = False) -> None:
         """Put something damaged into quarantine; it may keep its name until that is taken."""
@@ -315,9 +355,10 @@ class Store:
         self.write(self.record_path(installed), tomli_w.dumps(_dump_installed(installed)).encode())
 
     def used(self, installed: Installed) -> float:
-        """When it was last used or installed, in seconds since the epoch."""
-        with files.mapped(self.record_path(installed)):
+        """When it was last used or installed, in seconds since the epoch; 0 if it is gone."""
+        with suppress(OSError):
             return self.record_path(installed).stat().st_mtime
+        return 0.0
 
     def note_use(self, installed: Installed, time_s: float) -> None:
         """Remember that it was used, if the store can be written."""
@@ -325,7 +366,7 @@ class Store:
 
     def forget(self, installed: Installed) -> None:
         """Remove the record of something installed."""
-        self.remove(self.record_path(installed))
+        self.remove(self.record_path(installed), is_durable=True)
 
     def record_path(self, installed: Installed) -> Path:
         """Where the record of something installed is, or would be."""
@@ -338,23 +379,32 @@ class Store:
         Raises:
             StoreError: a record cannot be read.
         """
-        records = [self._load(path) for path in (self.root / "installed").glob("*/*/*.toml")]
+        records = self._load_all((self.root / "installed").glob("*/*/*.toml"))
         return sorted(records, key=lambda r: (r.name, r.variant, r.version))
 
     def find(self, name: str, variant: str, version: Version | None = None) -> Installed | None:
         """The newest installed release of a variant, or that version; None where there is none."""
-        found = [
-            self._load(path)
-            for path in (self.root / "installed" / name).glob(f"*/{variant}.toml")
-            if version is None or Version(path.parent.name) == version
-        ]
+        paths = (self.root / "installed" / name).glob(f"*/{variant}.toml")
+        found = (r for r in self._load_all(paths) if version is None or r.version == version)
         return max(found, key=lambda record: record.version, default=None)
+
+    def _load_all(self, paths: Iterable[Path]) -> list[Installed]:
+        """Read records; what another process uninstalls meanwhile is not there."""
+        found = []
+        for path in paths:
+            with suppress(FileNotFoundError):
+                found.append(self._load(path))
+        return found
 
     def _load(self, path: Path) -> Installed:
         try:
-            with files.mapped(path):
-                table = parse_document(path.read_bytes(), source=str(path))
-            return _load_installed(table)
+            content = path.read_bytes()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise StoreError(f"`{path}`: {error.strerror}") from error
+        try:
+            return _load_installed(parse_document(content, source=str(path)))
         except DocumentError as error:
             raise StoreError(
                 f"the record {error.message}",
