@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Literal
 
@@ -137,12 +139,32 @@ def hash_file(
     """
     threads = blake3.AUTO if all_cores else 1
     hasher = hashlib.sha256() if algorithm == "sha256" else blake3(max_threads=threads)
-    buffer = bytearray(_BUFFER_SIZE if all_cores else READ_SIZE)
-    with path.open("rb", buffering=0) as stream, memoryview(buffer) as view:
-        while size := stream.readinto(view):
-            hasher.update(view[:size])
-            advance(size)
+    with path.open("rb", buffering=0) as stream:
+        for piece in _read_ahead(stream) if all_cores else _read(stream):
+            hasher.update(piece)
+            advance(piece.nbytes)
     return Digest(algorithm, hasher.hexdigest())
+
+
+def _read(stream: FileIO) -> Iterator[memoryview]:
+    with memoryview(bytearray(READ_SIZE)) as view:
+        while size := stream.readinto(view):
+            yield view[:size]
+
+
+def _read_ahead(stream: FileIO) -> Iterator[memoryview]:
+    """Yield pieces while the next one is being read.
+
+    A mapping of the file would save the copy, and end the process where a disk cannot be read.
+    """
+    here, there = (memoryview(bytearray(_BUFFER_SIZE)) for _ in range(2))
+    with ThreadPoolExecutor(1) as reader:
+        size = stream.readinto(here)
+        while size:
+            following = reader.submit(stream.readinto, there)
+            yield here[:size]
+            size = following.result()
+            here, there = there, here
 
 
 def git_sha1(path: Path, size: int) -> str:

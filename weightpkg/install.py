@@ -159,12 +159,13 @@ def _fetch(file: File, fetcher: Fetcher) -> InstalledFile:
 
 def _convert(key: str, files: Sequence[InstalledFile], store: Store, progress: Progress) -> Path:
     """Return the model directory of a conversion, making it if it is not there."""
+    if directory := store.model(key):
+        return directory
     with store.lock(
         Digest("sha256", key),
         on_wait=lambda: progress.note("another process is converting it; waiting"),
     ):
-        directory = store.model(key)
-        if directory is None:
+        if store.model(key) is None:  # another process may have made it meanwhile
             with store.new_model(key) as new:
                 convert_blobs(files, store, new, progress)
     return store.model_path(key)

@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from datetime import date
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from packaging.version import Version
 
@@ -37,10 +38,12 @@ from weightpkg.package import (
 )
 from weightpkg.requirement import MAX_NAME, NormalizedName, Requirement, normalize_name
 from weightpkg.resolve import Models, resolve
-from weightpkg.sources.hf import HubFile, Listing
 from weightpkg.store import Installed
 
-ListRepository = Callable[[str, str], Listing]
+if TYPE_CHECKING:
+    from weightpkg.sources.hf import HubFile, Listing
+
+ListRepository = Callable[[str, str], "Listing"]
 """Lists a repository of the hub at a revision; `FetchError` where it cannot."""
 
 _REPOSITORY = re.compile(

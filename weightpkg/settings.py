@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,9 @@ from weightpkg.progress import Progress
 from weightpkg.store import Store
 
 if TYPE_CHECKING:
+    from weightpkg.package import Source
+    from weightpkg.sources import Content
+    from weightpkg.sources.hf import Listing
     from weightpkg.sources.openers import Openers
 
 VARIABLES = {
@@ -36,6 +40,21 @@ VARIABLES = {
     "PIP_*, pip.conf": "pip's own configuration: where `pypi:` sources are fetched from",
     "HTTPS_PROXY, NO_PROXY, REQUESTS_CA_BUNDLE": "how servers are reached, as requests has it",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Opens sources, and lists repositories; nothing is read or imported for it before its first use."""
+
+    _openers: Callable[[], Openers]
+
+    def __call__(self, source: Source, start: int = 0) -> AbstractContextManager[Content]:
+        """Open a source of any kind to be read from a byte on; `FetchError` if it cannot be had."""
+        return self._openers()(source, start)
+
+    def list_repository(self, repo: str, revision: str) -> Listing:
+        """Return what a Hugging Face repository has at a revision; `FetchError` if it cannot."""
+        return self._openers().list_repository(repo, revision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,22 +86,23 @@ class Settings:
         return Index(self.index_dir)
 
     @contextmanager
-    def sources(self, store: Store) -> Iterator[Openers]:
-        """Enter what opens sources; connections are closed at the end."""
+    def sources(self, store: Store) -> Iterator[Sources]:
+        """Enter what opens sources, made when it is first used; connections are closed at the end."""
+        with ExitStack() as stack:
+            yield Sources(cache(lambda: stack.enter_context(self._openers(store))))
+
+    def _openers(self, store: Store) -> Openers:
         from weightpkg.sources.openers import Openers  # noqa: PLC0415  slow to import, and
         from weightpkg.sources.pip_config import read_pip_config  # noqa: PLC0415  only downloads need it
 
         config = read_pip_config(
             self.environ, home=Path.home(), prefix=Path(sys.prefix), platform=sys.platform
         )
-        with Openers(
-            config, self.environ, index_dir=self.index_dir, temp_dir=store.root / "tmp"
-        ) as openers:
-            yield openers
+        return Openers(config, self.environ, index_dir=self.index_dir, temp_dir=store.root / "tmp")
 
     def fetcher(
         self,
-        sources: Openers,
+        sources: Sources,
         store: Store,
         progress: Progress,
         *,
