@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
-from weightpkg.adopt import Places, walk_models
-from weightpkg.cli.console import format_size, make_progress, print_json
+from weightpkg.adopt import Places, find_candidates, walk_models
+from weightpkg.cli.console import make_progress, print_json
 from weightpkg.digest import hash_file
+from weightpkg.errors import FetchError
 from weightpkg.fetch import Fetcher
 from weightpkg.files import mapped
 from weightpkg.index import Index
 from weightpkg.install import install, plan_install
-from weightpkg.package import File, Resolved
+from weightpkg.package import Resolved
 from weightpkg.progress import Progress
+from weightpkg.reference import resolve_reference
 from weightpkg.settings import Settings
-
-Found = dict[Path, list[tuple[Resolved, File]]]
+from weightpkg.store import Store
 
 
 @click.command("adopt")
@@ -33,52 +36,56 @@ def command(
 ) -> None:
     """Install models from files that are here already.
 
-    PATH is a file or a folder. Files are known by their digests; they stay where they are, and
-    share their bytes with the store where the disk can do that.
+    PATH is a file or a folder. Files are known by their digests, and GGUF files that no index knows
+    are taken under their own names. All stay where they are, and share their bytes with the store
+    where the disk can do that.
     """
     settings = Settings.from_environment()
     progress = make_progress(quiet=quiet)
-    found = _identify(paths, settings.index(), progress)
+    found = {
+        path: _identify(path, settings.index(), progress)
+        for each in paths
+        for path in walk_models(each)
+    }
     if as_json:
-        print_json(
-            [{"path": str(p), "is": [str(r) for r, _ in known]} for p, known in found.items()]
-        )
+        print_json([{"path": str(p), "is": [str(r) for r in known]} for p, known in found.items()])
     for path, known in found.items():
-        names = ", ".join(str(resolved) for resolved, _ in known)
-        other = f"not in the index; `weightpkg install ./{path.name}` takes it as it is"
-        progress.note(f"{path}: {names or other}")
+        progress.note(f"{path}: {', '.join(map(str, known)) or 'no model that is known'}")
     if not dry_run:
-        _take(found, settings, progress, allow_conversion=not no_convert)
+        _take(found, settings.store(), progress, allow_conversion=not no_convert)
 
 
-def _identify(paths: tuple[Path, ...], index: Index, progress: Progress) -> Found:
-    found: Found = {}
-    for path in (file for each in paths for file in walk_models(each)):
-        with mapped(path), progress.task(f"hashing {path.name}", path.stat().st_size) as advance:
-            digest = hash_file(path, "sha256", advance=advance)
-        found[path] = list(index.find(digest))
-    return found
+def _identify(path: Path, index: Index, progress: Progress) -> list[Resolved]:
+    """Return what a file is, or belongs to."""
+    with mapped(path), progress.task(f"hashing {path.name}", path.stat().st_size) as advance:
+        digest = hash_file(path, "sha256", advance=advance)
+    known = [resolved for resolved, _ in index.find(digest)]
+    if known or path.suffix.lower() != ".gguf":
+        return known
+    return [resolve_reference(str(path.absolute()), _refuse)]
 
 
-def _take(found: Found, settings: Settings, progress: Progress, *, allow_conversion: bool) -> None:
-    store = settings.store()
-
-    def refuse(*_: object) -> None:  # all that is taken is here
-        raise AssertionError("a source was opened")
-
+def _take(
+    found: Mapping[Path, list[Resolved]],
+    store: Store,
+    progress: Progress,
+    *,
+    allow_conversion: bool,
+) -> None:
+    """Install each model of which all files are here."""
+    fetcher = Fetcher(_refuse, store, progress, places=Places(directories=tuple(found)))
     with store.use():
-        for path, known in found.items():
-            places = Places(directories=(path,))
-            fetcher = Fetcher(refuse, store, progress, places=places)  # type: ignore[arg-type]
-            for _, file in known[:1]:
-                fetcher.fetch(file)
-        chosen = dict.fromkeys(r for known in found.values() for r, _ in known)
-        for resolved in chosen:
+        for resolved in dict.fromkeys(each for known in found.values() for each in known):
             plan = plan_install(resolved, store, allow_conversion=allow_conversion)
-            if plan.missing:
-                missing = format_size(plan.download_size)
+            missing = [f for f in plan.missing if not any(find_candidates(f, fetcher.places))]
+            if missing:
+                names = ", ".join(str(file.path) for file in missing)
                 progress.note(
-                    f"{resolved}: {missing} are not here; `weightpkg install` fetches them"
+                    f"{resolved}: {names} is not here; `weightpkg install --find-links` fetches it"
                 )
             else:
                 progress.note(f"installed {install(plan, store, fetcher)}")
+
+
+def _refuse(*_: object) -> NoReturn:
+    raise FetchError("the file has changed while it was looked at")
