@@ -2,7 +2,7 @@
 
 `gguf_*` and `safetensors_*` functions make the pieces of a file by hand, so that a test can break
 any of them;
-`tiny_llama` writes a complete random model as llama.cpp's converter would.
+`tiny_llama` and `tiny_gemma3` write complete random models as llama.cpp's converter would.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ def gguf_bytes(
     *,
     alignment: int = 32,
 ) -> bytes:
-    """A valid file. An int becomes a uint32, a float a float32, ints of an array int32s,
-    as most metadata has them."""
+    """A valid file. An int becomes a uint32 (below 0 an int32), a float a float32, ints of an array
+    int32s, as most metadata has them."""
     pairs = [gguf_pair(key, *_value(value)) for key, value in (metadata or {}).items()]
     content = gguf_header(len(tensors), len(pairs)) + b"".join(pairs)
     data = b""
@@ -102,7 +102,9 @@ def _value(value: GGUFValue) -> tuple[int, bytes]:
     if isinstance(value, bool):
         return BOOL, struct.pack("<?", value)
     if isinstance(value, int):
-        return UINT32, struct.pack("<I", value)
+        return (
+            (INT32, struct.pack("<i", value)) if value < 0 else (UINT32, struct.pack("<I", value))
+        )
     return FLOAT32, struct.pack("<f", value)
 
 
@@ -195,18 +197,32 @@ def tiny_llama(
     """
     writer = gguf.GGUFWriter(path, "llama")
     _add_sizes(writer, context_length)
-    _add_tokenizer(writer)
+    _add_byte_level(writer)
+    tensors = _tiny_tensors(weights, embedding, None if tied else output)
+    _add_tensors(writer, tensors, seed, overrides or {})
+    return _write(writer, path)
+
+
+def _add_tensors(
+    writer: gguf.GGUFWriter,
+    tensors: Iterator[tuple[str, tuple[int, ...], str]],
+    seed: int,
+    overrides: Mapping[str, str],
+) -> None:
     random = np.random.default_rng(seed)
-    for name, shape, type_name in _tiny_tensors(weights, embedding, None if tied else output):
+    for name, shape, type_name in tensors:
         mean, spread = (1.0, 0.1) if len(shape) == 1 else (0.0, shape[1] ** -0.5)
         values = random.normal(mean, spread, shape).astype(np.float32)
-        types = [other for word, other in (overrides or {}).items() if word in name]
+        types = [other for word, other in overrides.items() if word in name]
         kind = gguf.GGMLQuantizationType[[type_name, *types][-1]]
         is_f64 = kind == gguf.GGMLQuantizationType.F64  # which `quantize` does not know
         stored: NDArray[np.generic] = (
             values.astype(np.float64) if is_f64 else gguf.quants.quantize(values, kind)
         )
         writer.add_tensor(name, stored, raw_dtype=kind)
+
+
+def _write(writer: gguf.GGUFWriter, path: Path) -> Path:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -230,7 +246,7 @@ def _add_sizes(writer: gguf.GGUFWriter, context_length: int) -> None:
     writer.add_quantization_version(2)
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter) -> None:
+def _add_byte_level(writer: gguf.GGUFWriter) -> None:
     normal, control = gguf.TokenType.NORMAL, gguf.TokenType.CONTROL
     tokens = tiny_vocabulary()
     writer.add_add_space_prefix(False)
@@ -269,15 +285,119 @@ def _tiny_tensors(
         yield "output.weight", (vocabulary, width), output
 
 
+GEMMA_SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
+GEMMA_USER_DEFINED = ("\n", "\n\n", "\n\n\n", "\t", "  ", "   ", "    ", "<b>", "</b>")
+GEMMA_LAYERS, WINDOW = 6, 5
+_PIECES = """
+▁t he in re on ▁a ▁the er at or en ▁s is ▁w ▁o an ▁c ou it es ▁b ed ing ▁f ▁p ▁m al ▁an ▁and ar ▁d le
+ion ▁to ▁in ll ▁of th ▁h us sk ▁sky bl aa aaa aaaa ab abc bca ca 12 23 123 日本 本語 日本語 ▁日 éé --
+"""
+_CHARACTERS = "▁etainorshdlucmfpgwybvkxjqzTHEAIS.,'!?()=*+-#:0123456789éàüñßж日本語€δй½😀"
+
+
+def gemma_vocabulary() -> tuple[list[str], list[float], list[int]]:
+    """Tokens, scores and types in the manner of a SentencePiece model: 400 tokens."""
+    types = gguf.TokenType
+    special = [(token, -1000.0, types.CONTROL) for token in GEMMA_SPECIAL]
+    user = [(token, -1000.0, types.USER_DEFINED) for token in GEMMA_USER_DEFINED]
+    bytewise = [(f"<0x{byte:02X}>", 0.0, types.BYTE) for byte in range(256)]
+    pieces = dict.fromkeys([*_PIECES.split(), *_CHARACTERS])
+    normal = [(token, -float(i), types.NORMAL) for i, token in enumerate(pieces)]
+    tokens, scores, kinds = zip(*special, *user, *bytewise, *normal, strict=True)
+    return list(tokens), list(scores), list(kinds)
+
+
+def tiny_gemma3(
+    path: Path,
+    *,
+    weights: str = "Q4_0",
+    embedding: str = "Q8_0",
+    output: str | None = None,
+    overrides: Mapping[str, str] | None = None,
+    context_length: int = 600,
+) -> Path:
+    """Write a complete random Gemma 3: five local layers with a window of 5, and a global one.
+
+    Args:
+        path: where to; returned.
+        weights: the type of the layers' matrices, as `gguf.GGMLQuantizationType` calls it.
+        embedding: the type of the embedding.
+        output: the type of the head, where it has weights of its own.
+        overrides: other types of the tensors whose names contain a word, such as `attn_v`.
+        context_length: how many positions the model has.
+    """
+    writer = gguf.GGUFWriter(path, "gemma3")
+    writer.add_type("model")
+    writer.add_context_length(context_length)
+    writer.add_embedding_length(HIDDEN_SIZE)
+    writer.add_block_count(GEMMA_LAYERS)
+    writer.add_feed_forward_length(INTERMEDIATE_SIZE)
+    writer.add_head_count(HEADS)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_key_length(HEAD_SIZE)
+    writer.add_value_length(HEAD_SIZE)
+    writer.add_rope_freq_base(1_000_000.0)
+    writer.add_sliding_window(WINDOW)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_quantization_version(2)
+    _add_sentencepiece(writer)
+    _add_tensors(writer, _gemma_tensors(weights, embedding, output), 0, overrides or {})
+    return _write(writer, path)
+
+
+def _add_sentencepiece(writer: gguf.GGUFWriter) -> None:
+    tokens, scores, types = gemma_vocabulary()
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(tokens)
+    writer.add_token_scores(scores)
+    writer.add_token_types(types)
+    writer.add_bos_token_id(2)
+    writer.add_eos_token_id(1)
+    writer.add_unk_token_id(3)
+    writer.add_pad_token_id(0)
+    writer.add_add_bos_token(True)
+    writer.add_add_eos_token(False)
+    writer.add_add_space_prefix(False)
+
+
+def _gemma_tensors(
+    weights: str, embedding: str, output: str | None
+) -> Iterator[tuple[str, tuple[int, ...], str]]:
+    """Name, shape (out, in) and type of each tensor: a Llama's, and the other norms."""
+    vocabulary, width = len(gemma_vocabulary()[0]), HIDDEN_SIZE
+    queries, keys, inner = HEADS * HEAD_SIZE, KV_HEADS * HEAD_SIZE, INTERMEDIATE_SIZE
+    yield "output_norm.weight", (width,), "F32"
+    yield "token_embd.weight", (vocabulary, width), embedding
+    for i in range(GEMMA_LAYERS):
+        yield f"blk.{i}.attn_k.weight", (keys, width), weights
+        yield f"blk.{i}.attn_k_norm.weight", (HEAD_SIZE,), "F32"
+        yield f"blk.{i}.attn_norm.weight", (width,), "F32"
+        yield f"blk.{i}.attn_output.weight", (width, queries), weights
+        yield f"blk.{i}.attn_q.weight", (queries, width), weights
+        yield f"blk.{i}.attn_q_norm.weight", (HEAD_SIZE,), "F32"
+        yield f"blk.{i}.attn_v.weight", (keys, width), weights
+        yield f"blk.{i}.ffn_down.weight", (width, inner), weights
+        yield f"blk.{i}.ffn_gate.weight", (inner, width), weights
+        yield f"blk.{i}.ffn_norm.weight", (width,), "F32"
+        yield f"blk.{i}.ffn_up.weight", (inner, width), weights
+        yield f"blk.{i}.post_attention_norm.weight", (width,), "F32"
+        yield f"blk.{i}.post_ffw_norm.weight", (width,), "F32"
+    if output is not None:
+        yield "output.weight", (vocabulary, width), output
+
+
 @dataclass(frozen=True, slots=True)
 class TinyModel:
     """A random model of any architecture, as a page of `tests/archs` describes it.
 
-    config: what transformers calls `config.json`; golden: what it makes of it.
+    tokenizer: by GGUF's name; config: what transformers calls `config.json`; golden: what it makes
+    of it.
     """
 
     name: str
     architecture: str
+    tokenizer: str
     seed: int
     metadata: Mapping[str, GGUFValue]
     shapes: Mapping[str, tuple[int, ...]]
@@ -292,8 +412,16 @@ class TinyModel:
             for name, shape in page["tensors"].items()
             for i in range(page["metadata"]["block_count"])
         }
-        parts = (page["seed"], page["metadata"], shapes, page["config"], page["golden"])
-        return cls(path.stem, page["architecture"], *parts)
+        return cls(
+            path.stem,
+            page["architecture"],
+            page.get("tokenizer", "gpt2"),
+            page["seed"],
+            page["metadata"],
+            shapes,
+            page["config"],
+            page["golden"],
+        )
 
     def weights(self) -> dict[str, NDArray[np.float32]]:
         """Draw every tensor: the same numbers for the same seed and name."""
@@ -320,17 +448,13 @@ class TinyModel:
         writer.add_type("model")
         for key, value in self.metadata.items():
             _add_value(writer, f"{self.architecture}.{key}", value)
-        _add_tokenizer(writer)
+        {"gpt2": _add_byte_level, "llama": _add_sentencepiece}[self.tokenizer](writer)
         for name, values in weights.items():
             is_matrix = values.ndim == 2 and "norm" not in name
             fitting = [kind for word, kind in types.items() if is_matrix and word in name]
             kind = gguf.GGMLQuantizationType[["F32", *fitting][-1]]
             writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        return path
+        return _write(writer, path)
 
 
 def _add_value(writer: gguf.GGUFWriter, key: str, value: GGUFValue) -> None:

@@ -1,8 +1,9 @@
 """GGUF metadata to the tokenizer files that Hugging Face's `tokenizers` reads.
 
-A GGUF names its pre-tokenizer (`tokenizer.ggml.pre`) and leaves its meaning to llama.cpp; the table
-below spells each out as the model's own tokenizer.json does. One that is not in the table is
-refused: a tokenizer that is nearly right makes a model quietly worse.
+Two kinds are known, both of which join pairs of tokens: byte-level ones (`gpt2`), and SentencePiece's
+(`llama`). A byte-level one names its pre-tokenizer (`tokenizer.ggml.pre`) and leaves its meaning to
+llama.cpp; the table below spells each out as the model's own tokenizer.json does. One that is not in
+the table is refused: a tokenizer that is nearly right makes a model quietly worse.
 
 Names and behaviour: https://github.com/ggml-org/llama.cpp/blob/b6700/src/llama-vocab.cpp
 File format: https://github.com/huggingface/tokenizers/tree/v0.22.0/tokenizers/src
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
+from weightpkg.convert import sentencepiece
 from weightpkg.errors import GGUFError, UnsupportedFormatError
 
 if TYPE_CHECKING:
@@ -96,13 +98,30 @@ _LLAMA_3 = {"falcon3", "llama-bpe", "llama-v3", "llama3"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Pairs:
+    """How text becomes tokens by joining pairs, and what is done before and after.
+
+    adds_bos: whether the first token is put in front where the file does not say.
+    """
+
+    merges: Sequence[str]
+    normalizer: Json | None = None
+    pre_tokenizer: Json | None = None
+    post_processor: Json | None = None
+    decoder: Json
+    byte_fallback: bool = False
+    ignore_merges: bool = False
+    adds_bos: bool
+    tokenizer_class: str = "PreTrainedTokenizerFast"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Tokenizer:
     """What a model needs to turn text into ids and back."""
 
     tokens: Sequence[str]
     token_types: Sequence[int]
-    merges: Sequence[str]
-    pre: str
+    pairs: Pairs
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     pad_token_id: int | None
@@ -117,10 +136,10 @@ class Tokenizer:
             "truncation": None,
             "padding": None,
             "added_tokens": self._added_tokens(),
-            "normalizer": None,
-            "pre_tokenizer": {"type": "Sequence", "pretokenizers": PRE_TOKENIZERS[self.pre]},
+            "normalizer": self.pairs.normalizer,
+            "pre_tokenizer": self.pairs.pre_tokenizer,
             "post_processor": self._post_processor(),
-            "decoder": _byte_level(use_regex=True),
+            "decoder": self.pairs.decoder,
             "model": {
                 "type": "BPE",
                 "dropout": None,
@@ -128,10 +147,10 @@ class Tokenizer:
                 "continuing_subword_prefix": None,
                 "end_of_word_suffix": None,
                 "fuse_unk": False,
-                "byte_fallback": False,
-                "ignore_merges": self.pre in _LLAMA_3,
+                "byte_fallback": self.pairs.byte_fallback,
+                "ignore_merges": self.pairs.ignore_merges,
                 "vocab": {token: i for i, token in enumerate(self.tokens)},
-                "merges": self.merges,
+                "merges": self.pairs.merges,
             },
         }
         return _json(document)
@@ -139,7 +158,7 @@ class Tokenizer:
     def tokenizer_config_json(self) -> bytes:
         """Return the content of `tokenizer_config.json`."""
         document: dict[str, object] = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
+            "tokenizer_class": self.pairs.tokenizer_class,
             "clean_up_tokenization_spaces": False,
             "add_bos_token": self.add_bos_token,
             "bos_token": self._token(self.bos_token_id),
@@ -170,10 +189,10 @@ class Tokenizer:
             if kind in special
         ]
 
-    def _post_processor(self) -> Json:
-        byte_level = _byte_level(use_regex=True)
+    def _post_processor(self) -> Json | None:
+        first_step = self.pairs.post_processor
         if not self.add_bos_token or self.bos_token_id is None:
-            return byte_level
+            return first_step
         bos = self.tokens[self.bos_token_id]
         first: Json = {"SpecialToken": {"id": bos, "type_id": 0}}
         template = {
@@ -187,7 +206,9 @@ class Tokenizer:
             ],
             "special_tokens": {bos: {"id": bos, "ids": [self.bos_token_id], "tokens": [bos]}},
         }
-        return {"type": "Sequence", "processors": [byte_level, template]}
+        if first_step is None:
+            return template
+        return {"type": "Sequence", "processors": [first_step, template]}
 
 
 def _json(document: Json) -> bytes:
@@ -206,34 +227,91 @@ def read_gguf(file: GGUFFile, vocab_size: int) -> Tokenizer:
         UnsupportedFormatError: a kind of tokenizer, or a pre-tokenizer, that is not known.
     """
     kind = file.get("tokenizer.ggml.model", str)
-    if kind != "gpt2":
+    if kind not in _DEFAULT_IDS:
         raise UnsupportedFormatError(f"`{file.name}`: tokenizer `{kind}` is not converted yet")
+    tokens = file.array("tokenizer.ggml.tokens", str)
+    types = file.array("tokenizer.ggml.token_type", int, len(tokens) * [int(TokenType.NORMAL)])
+    _check_vocabulary(file, tokens, types, vocab_size)
+    is_sentencepiece = kind == "llama"
+    pairs = (
+        _sentencepiece(file, tokens, types) if is_sentencepiece else _byte_level_bpe(file, tokens)
+    )
+
+    def token_id(name: str) -> int | None:
+        key = f"tokenizer.ggml.{name}_token_id"
+        if key in file.metadata:
+            return _checked_id(file, key, len(tokens))
+        default = _DEFAULT_IDS[kind].get(name)
+        return default if default is not None and default < len(tokens) else None
+
+    ends = [token_id(name) for name in ("eos", "eot", "eom")]
+    if is_sentencepiece:
+        ends += [i for i, token in enumerate(tokens) if token == _END_OF_TURN]
+    return Tokenizer(
+        tokens=tokens,
+        token_types=types,
+        pairs=pairs,
+        bos_token_id=token_id("bos"),
+        eos_token_ids=tuple(dict.fromkeys(end for end in ends if end is not None)),
+        pad_token_id=token_id("padding"),
+        unk_token_id=token_id("unknown"),
+        add_bos_token=file.get("tokenizer.ggml.add_bos_token", bool, pairs.adds_bos),
+        chat_template=file.get("tokenizer.chat_template", str, "") or None,
+    )
+
+
+# The kinds of tokenizers, and the ids that llama.cpp takes where a file does not name them.
+_DEFAULT_IDS: dict[str, Mapping[str, int]] = {
+    "gpt2": {},
+    "llama": {"bos": 1, "eos": 2, "unknown": 0},
+}
+
+# Ends an answer under whatever key the file has it, or under none: so do llama.cpp and Gemma.
+_END_OF_TURN = "<end_of_turn>"
+
+
+def _byte_level_bpe(file: GGUFFile, tokens: Sequence[str]) -> Pairs:
     pre = file.get("tokenizer.ggml.pre", str, "gpt-2")
     if pre not in PRE_TOKENIZERS:
         raise UnsupportedFormatError(
             f"`{file.name}`: pre-tokenizer `{pre}` is not known",
             hint=f"those that are: {', '.join(sorted(PRE_TOKENIZERS))}",
         )
-    tokens = file.array("tokenizer.ggml.tokens", str)
-    types = file.array("tokenizer.ggml.token_type", int, len(tokens) * [int(TokenType.NORMAL)])
-    _check_vocabulary(file, tokens, types, vocab_size)
-
-    def token_id(name: str) -> int | None:
-        key = f"tokenizer.ggml.{name}_token_id"
-        return _checked_id(file, key, len(tokens)) if key in file.metadata else None
-
-    ends = [token_id(name) for name in ("eos", "eot", "eom")]
-    return Tokenizer(
-        tokens=tokens,
-        token_types=types,
+    byte_level = _byte_level(use_regex=True)
+    return Pairs(
         merges=_merges(file, set(tokens)),
-        pre=pre,
-        bos_token_id=token_id("bos"),
-        eos_token_ids=tuple(dict.fromkeys(end for end in ends if end is not None)),
-        pad_token_id=token_id("padding"),
-        unk_token_id=token_id("unknown"),
-        add_bos_token=file.get("tokenizer.ggml.add_bos_token", bool, pre in _LLAMA_3),
-        chat_template=file.get("tokenizer.chat_template", str, "") or None,
+        pre_tokenizer={"type": "Sequence", "pretokenizers": PRE_TOKENIZERS[pre]},
+        post_processor=byte_level,
+        decoder=byte_level,
+        ignore_merges=pre in _LLAMA_3,
+        adds_bos=pre in _LLAMA_3,
+    )
+
+
+def _sentencepiece(file: GGUFFile, tokens: Sequence[str], types: Sequence[int]) -> Pairs:
+    scores = file.array("tokenizer.ggml.scores", float)
+    if len(scores) != len(tokens):
+        raise file.error("tokenizer.ggml.scores", f"{len(scores)} scores, {len(tokens)} tokens")
+    if missing := sorted(set(sentencepiece.BYTES).difference(tokens)):
+        raise file.error("tokenizer.ggml.tokens", f"there is no {missing[0]}")
+    if file.get("tokenizer.ggml.add_eos_token", bool, default=False):
+        raise UnsupportedFormatError(f"`{file.name}`: a token after each text is not handled")
+    # other types are never joined: special tokens are found in the text before, bytes come after
+    joined = {TokenType.NORMAL, TokenType.UNUSED}
+    candidates = {
+        token: score
+        for token, score, kind in zip(tokens, scores, types, strict=True)
+        if kind in joined and " " not in token  # text has none by then
+    }
+    add_space_prefix = file.get("tokenizer.ggml.add_space_prefix", bool, default=True)
+    return Pairs(
+        merges=sentencepiece.merges(file.name, candidates),
+        normalizer=sentencepiece.normalizer(add_space_prefix=add_space_prefix),
+        decoder=sentencepiece.decoder(add_space_prefix=add_space_prefix),
+        byte_fallback=True,
+        adds_bos=True,
+        # onnxruntime-genai joins pairs exactly under this name only
+        tokenizer_class="LlamaTokenizer" if add_space_prefix else "GemmaTokenizer",
     )
 
 
