@@ -80,8 +80,10 @@ def without_one(
 UNDO: dict[str, Undo] = {
     "falcon": grouped,
     "gemma2": without_one,
+    "gemma3": without_one,
     "gpt2": transposed,
     "granite": interleaved,
+    "llama": interleaved,
     "smollm3": interleaved,
 }
 """What llama.cpp's converter did to tensors, backwards: called with transformers' name."""
@@ -105,7 +107,7 @@ def golden(model: TinyModel) -> str:
         (
             f"[golden] # transformers {transformers.__version__}, torch {torch.__version__}",
             f"tokens = {tokens.tolist()}",
-            f"columns = {list(range(0, 302, EVERY))}",
+            f"columns = {list(range(0, model.shapes['token_embd.weight'][0], EVERY))}",
             "logits = [",
             *rows,
             "]",

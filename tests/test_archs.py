@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import gguf
 import numpy as np
-import onnx
-import onnxruntime as ort
 import onnxruntime_genai as genai
 import pytest
 
+from decoder import Decoder
 from factories import GGUFValue, TensorBytes, TinyModel, edit_gguf
 from weightpkg.convert import ARCHITECTURES, rope
 from weightpkg.convert.archs import gemma2
@@ -36,12 +34,9 @@ if TYPE_CHECKING:
 DIGEST = Digest("sha256", 64 * "0")
 PAGES = sorted((Path(__file__).parent / "archs").glob("*.toml"))
 NAMES = [page.stem for page in PAGES]
-OLDER = {"llama"}  # has tests of its own
 
 # Of the largest logit: both sides compute in float32, in another order.
 TOLERANCE = 2e-5
-
-Cache = dict[str, "NDArray[np.float32]"]
 
 
 @cache
@@ -65,56 +60,6 @@ def converted(directory: Path, model: TinyModel, **types: str) -> Path:
     return directory
 
 
-@dataclass(frozen=True, slots=True)
-class Decoder:
-    """A graph fed directly, with its cache passed by hand."""
-
-    session: ort.InferenceSession
-
-    @classmethod
-    def load(cls, directory: Path) -> Decoder:
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = 1
-        return cls(ort.InferenceSession(directory / "model.onnx", options))
-
-    @classmethod
-    def exact(cls, directory: Path) -> Decoder:
-        """Load with activations in float32 instead of 8 bits, so that only rounding differs."""
-        path = Path(shutil.copytree(directory, directory.with_name("exact"))) / "model.onnx"
-        model = onnx.load(path, load_external_data=False)
-        for node in model.graph.node:
-            for attribute in node.attribute:
-                if attribute.name == "accuracy_level":
-                    attribute.i = 1
-        path.chmod(0o644)
-        path.write_bytes(model.SerializeToString())
-        return cls.load(path.parent)
-
-    def run(
-        self,
-        ids: NDArray[np.int64],
-        past: Cache | None = None,
-        lengths: list[int] | None = None,
-    ) -> tuple[NDArray[np.float32], Cache]:
-        """ids: (B, T) -> logits (B, T, V), and the cache; lengths: of each row, if they differ."""
-        past = past or self._empty(len(ids))
-        total = ids.shape[1] + next(iter(past.values())).shape[2]
-        mask = np.arange(total) < np.array(lengths or [total] * len(ids))[:, None]
-        feed = {"input_ids": ids, "attention_mask": mask.astype(np.int64), **past}
-        names = [name.replace("past_key_values", "present") for name in past]
-        logits, *present = self.session.run(["logits", *names], feed)
-        return logits, dict(zip(past, present, strict=True))
-
-    def _empty(self, batch: int) -> Cache:
-        inputs = {value.name: value.shape for value in self.session.get_inputs()}
-        return {
-            name: np.zeros((batch, shape[1], 0, shape[3]), np.float32)
-            for name, shape in inputs.items()
-            if name.startswith("past_key_values")
-        }
-
-
 def close(found: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
     bar = TOLERANCE * np.abs(expected).max()
     np.testing.assert_allclose(found, expected, rtol=0, atol=bar)
@@ -125,7 +70,7 @@ def tokens_of(name: str) -> NDArray[np.int64]:
 
 
 def test_every_architecture_has_a_page() -> None:
-    assert {tiny(name).architecture for name in NAMES} == ARCHITECTURES.keys() - OLDER
+    assert {tiny(name).architecture for name in NAMES} == ARCHITECTURES.keys()
 
 
 @pytest.mark.parametrize("name", NAMES)
