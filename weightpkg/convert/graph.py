@@ -40,6 +40,7 @@ _ZEROS = bytes(_ALIGNMENT)
 
 _ELEMENT_TYPES = {
     np.dtype(np.float32): TensorProto.FLOAT,
+    np.dtype(np.float64): TensorProto.DOUBLE,
     np.dtype(np.uint8): TensorProto.UINT8,
     np.dtype(np.int32): TensorProto.INT32,
     np.dtype(np.int64): TensorProto.INT64,

@@ -101,7 +101,15 @@ def cos_sin(
     frequencies: NDArray[np.float64], start: int, stop: int, factor: float = 1.0
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return cos and sin of position * frequency, times a factor: (stop - start, D/2) float32."""
-    angle = np.arange(start, stop, dtype=np.float64)[:, None] * frequencies
+    cos, sin = cos_sin_float64(frequencies, np.arange(start, stop))
+    return (cos * factor).astype(np.float32), (sin * factor).astype(np.float32)
+
+
+def cos_sin_float64(
+    frequencies: NDArray[np.float64], positions: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return cos and sin of position * frequency, each (len(positions), D/2), within 1e-11."""
+    angle = positions.astype(np.float64)[:, None] * frequencies
     quarter = np.floor(angle * (2 / np.pi) + 0.5)
     rest = angle
     for part in _HALF_PI:
@@ -109,9 +117,9 @@ def cos_sin(
     square = rest * rest
     sine, cosine = rest * _polynomial(_SIN, square), _polynomial(_COS, square)
     turn = quarter.astype(np.int64) & 3
-    cos = np.choose(turn, (cosine, -sine, -cosine, sine))
-    sin = np.choose(turn, (sine, cosine, -sine, -cosine))
-    return (cos * factor).astype(np.float32), (sin * factor).astype(np.float32)
+    cos: NDArray[np.float64] = np.choose(turn, (cosine, -sine, -cosine, sine))
+    sin: NDArray[np.float64] = np.choose(turn, (sine, cosine, -sine, -cosine))
+    return cos, sin
 
 
 def _polynomial(coefficients: tuple[float, ...], x: NDArray[np.float64]) -> NDArray[np.float64]:
