@@ -33,6 +33,7 @@ ARCHITECTURES = {
     "gpt2": "gpt2",
     "falcon": "falcon",
     "gemma2": "gemma2",
+    "gemma3": "gemma3",
 }
 """`general.architecture` to the module in `archs`; no other module is ever imported for a file."""
 

@@ -309,6 +309,11 @@ def gelu_tanh(graph: Graph, x: Value) -> Value:
     return graph.op("FastGelu", (x,), domain=MICROSOFT)[0]
 
 
+def geglu(graph: Graph, gate: Value, up: Value) -> Value:
+    """gate, up: (B, T, F) -> gelu_tanh(gate) * up."""
+    return graph.op("Mul", (gelu_tanh(graph, gate), up))[0]
+
+
 def swiglu_mlp(graph: Graph, x: Value, gate_up: Sequence[Weight], down: Weight, name: str) -> Value:
     """x: (B, T, E) -> down(silu(gate(x)) * up(x)), (B, T, E)."""
     gate, up = projections(graph, x, gate_up, name)
@@ -321,7 +326,7 @@ class AttentionInputs:
 
     sequence_lengths: (B,) int32, last position of each row; total: scalar int32, S;
     cos, sin: (max positions, D/2) float32, or fewer columns where only the first part of a head
-    rotates, or None where nothing does. Products of q and k are multiplied by `scale`, or divided
+    rotates, or None where attention does not rotate. Products of q and k are multiplied by `scale`, or divided
     by sqrt(D), and then kept within `softcap`. A token sees `window` positions, its own included.
     """
 

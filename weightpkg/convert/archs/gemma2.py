@@ -177,6 +177,6 @@ def _layer(
     normed, x = blocks.add_rms_norm(graph, x, attended, norm, epsilon)
     pair = [take(f"mlp.{part}_proj", inner, width) for part in ("gate", "up")]
     gate, up = blocks.projections(graph, normed, pair, f"layer.{i}.gate_up")
-    (product,) = graph.op("Mul", (blocks.gelu_tanh(graph, gate), up))
+    product = blocks.geglu(graph, gate, up)
     update = blocks.project(graph, product, take("mlp.down_proj", width, inner))
     return x, blocks.rms_norm(graph, update, take("post_feedforward_layernorm", width), epsilon)
