@@ -261,7 +261,7 @@ def scratch_directory(parent: Path) -> Iterator[Path]:
     path = make_directory(parent) / unique_name()
     with mapped(path):
         disk.mkdir(path)
-        path.chmod(0o755)
+        disk.chmod(path, 0o755)
     try:
         yield path
     finally:

@@ -236,7 +236,8 @@ class _Follower:
         self._is_end = False
         self._is_stopped = False
         self._change = Condition()
-        self._descriptor = os.open(path, os.O_RDONLY)
+        with files.mapped(path):
+            self._descriptor = os.open(path, os.O_RDONLY)
         self._thread = Thread(target=self._run, daemon=True, name="weightpkg-hash")
         self._thread.start()
 
@@ -405,8 +406,9 @@ def _check_chunks(path: Path, expected: dict[int, str]) -> set[int]:
     """Return those of the chunks that are in the file as they should be, read on all cores."""
     if not expected:
         return set()
-    size = path.stat().st_size
-    descriptor = os.open(path, os.O_RDONLY)
+    with files.mapped(path):
+        size = path.stat().st_size
+        descriptor = os.open(path, os.O_RDONLY)
 
     def is_good(i: int) -> bool:
         start, end = _chunk_span(i, size)
