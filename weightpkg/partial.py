@@ -233,6 +233,7 @@ class _Follower:
         self._chunks = chunks
         self._news: list[tuple[int, str]] = []
         self._reach = 0
+        self._n_hashed = 0  # the hasher's own size grows before its digest does
         self._is_end = False
         self._is_stopped = False
         self._change = Condition()
@@ -277,7 +278,7 @@ class _Follower:
         os.close(self._descriptor)
 
     def _is_idle(self) -> bool:
-        return self.error is not None or (self._is_end and self.hasher.size == self._reach)
+        return self.error is not None or (self._is_end and self._n_hashed == self._reach)
 
     def _run(self) -> None:
         try:
@@ -312,6 +313,7 @@ class _Follower:
                 self.wrong = i
             else:
                 self._news.append((i, digest))
+                self._n_hashed = end
             self._change.notify_all()
 
 
