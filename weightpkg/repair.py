@@ -145,7 +145,9 @@ def _repair_model(
         for problem in problems:
             files.set_mode(problem.path, 0o444)
         return
-    record = next(r for r in store.installed() if r.conversion == key)
+    record = next((r for r in store.installed() if r.conversion == key), None)
+    if record is None:  # it was uninstalled meanwhile
+        return
     for source in record.files:
         if store.blob(source.sha256) is None and (file := find_file(source.sha256)):
             fetcher.fetch(file)
