@@ -385,11 +385,20 @@ def tree_size(path: Path) -> int:
 
 def walk(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
     """Yield each regular file at or below a path with what the system knows of it."""
-    for file in [path, *sorted(path.rglob("*"))]:
+    for file in [path, *_below(path)]:
         with suppress(FileNotFoundError, NotADirectoryError):
             entry = file.lstat()
             if stat.S_ISREG(entry.st_mode):
                 yield file, entry
+
+
+def _below(directory: Path) -> Iterator[Path]:
+    """Yield what is below a directory, links not followed, as far as it is there still."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        for entry in sorted(directory.iterdir()):
+            yield entry
+            if entry.is_dir() and not entry.is_symlink():
+                yield from _below(entry)
 
 
 def sync_directory(path: Path) -> None:

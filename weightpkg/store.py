@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -338,28 +338,27 @@ class Store:
         Raises:
             StoreError: a record cannot be read.
         """
-        records = [self._load(path) for path in (self.root / "installed").glob("*/*/*.toml")]
+        records = self._load_all((self.root / "installed").glob("*/*/*.toml"))
         return sorted(records, key=lambda r: (r.name, r.variant, r.version))
 
     def find(self, name: str, variant: str, version: Version | None = None) -> Installed | None:
         """The newest installed release of a variant, or that version; None where there is none."""
-        found = [
-            self._load(path)
+        found = self._load_all(
+            path
             for path in (self.root / "installed" / name).glob(f"*/{variant}.toml")
             if version is None or Version(path.parent.name) == version
-        ]
+        )
         return max(found, key=lambda record: record.version, default=None)
 
-    def _load(self, path: Path) -> Installed:
-        try:
+    @staticmethod
+    def _load_all(paths: Iterable[Path]) -> Iterator[Installed]:
+        for path in paths:
             with files.mapped(path):
-                table = parse_document(path.read_bytes(), source=str(path))
-            return _load_installed(table)
-        except DocumentError as error:
-            raise StoreError(
-                f"the record {error.message}",
-                hint="remove the file, and install the model again",
-            ) from error
+                try:
+                    content = path.read_bytes()
+                except FileNotFoundError:  # it was uninstalled meanwhile
+                    continue
+            yield _load_record(content, path)
 
 
 def tree_digest(directory: Path) -> Digest:
@@ -443,6 +442,16 @@ def _dump_file(file: InstalledFile) -> dict[str, object]:
         "sources": [list(parts) for parts in file.sources],
     }
     return row if file.is_kept else row | {"dropped": True}
+
+
+def _load_record(content: bytes, path: Path) -> Installed:
+    try:
+        return _load_installed(parse_document(content, source=str(path)))
+    except DocumentError as error:
+        raise StoreError(
+            f"the record {error.message}",
+            hint="remove the file, and install the model again",
+        ) from error
 
 
 def _load_installed(table: Table) -> Installed:
