@@ -6,7 +6,9 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import time
+import traceback
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,6 +140,27 @@ def _check_model(directory: Path) -> None:
         path = directory / row["path"]
         assert blake3(path.read_bytes()).hexdigest() == row["blake3"], path
         assert path.stat().st_mode & 0o777 == 0o444
+
+
+def start(action: Callable[[], object]) -> int:
+    """Do something in a child that then ends with 0, or prints its error and ends with 1."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        action()
+        code = 0
+    finally:
+        if code:
+            traceback.print_exc()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def end(child: int) -> int:
+    """Wait for a child; return its exit code, below 0 where a signal ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 @dataclass(frozen=True, slots=True)

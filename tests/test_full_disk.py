@@ -13,8 +13,21 @@ from types import SimpleNamespace
 
 import pytest
 
-from durability import LARGE_SIZE, add_large, check_store, find, put_model, report
-from weightpkg.errors import StoreError
+from durability import (
+    COMMANDS,
+    LARGE_SIZE,
+    Bench,
+    Command,
+    add_large,
+    check_store,
+    end,
+    find,
+    put_model,
+    report,
+    start,
+)
+from weightpkg import files
+from weightpkg.errors import StoreError, WeightpkgError
 from weightpkg.progress import Silence
 from weightpkg.settings import Settings
 from weightpkg.verify import verify
@@ -156,3 +169,32 @@ def test_the_command_line_ends_with_its_exit_code(settings: Settings, options: s
         check_whole(settings)
         assert find(settings, "large-raw")
     report(f"full disk: the command line, {options}", 1, 0)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no such limit")
+@pytest.mark.parametrize("command", COMMANDS, ids=str)
+def test_a_process_that_may_open_no_more_files(
+    settings: Settings, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import resource  # noqa: PLC0415  not on Windows
+
+    def act() -> None:
+        used = max(map(int, os.listdir("/proc/self/fd")))  # of which one is that listing
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + n_more, hard))
+        try:
+            command.run(settings)
+        except WeightpkgError as error:
+            os._exit(error.exit_code)
+
+    monkeypatch.setattr(files.Disk, "fsync", lambda *_: None)
+    bench = Bench.build(command, settings)
+    n_failed = 0
+    for n_more in range(16):
+        bench.reset()
+        code = end(start(act))
+        assert code in (0, *((5, 6) if n_more < 15 else ())), n_more
+        bench.check(is_acknowledged=code == 0)
+        n_failed += code != 0
+    assert n_failed
+    report(f"too many open files: {command}", n_failed, 0)

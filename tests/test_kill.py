@@ -12,8 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,12 +27,14 @@ from durability import (
     check_store,
     collect_all,
     damage,
+    end,
     find,
     is_thorough,
     put_model,
     remove_model,
     repair_all,
     report,
+    start,
 )
 from weightpkg import files
 from weightpkg.progress import Silence
@@ -88,27 +89,6 @@ class DeadlyDisk(files.Disk):
 @pytest.fixture(autouse=True)
 def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "disk", UnsyncedDisk())
-
-
-def start(action: Callable[[], object]) -> int:
-    """Do something in a child that then ends with 0, or prints its error and ends with 1."""
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    try:
-        action()
-        code = 0
-    finally:
-        if code:
-            traceback.print_exc()
-            sys.stderr.flush()
-        os._exit(code)
-
-
-def end(child: int) -> int:
-    """Wait for a child; return its exit code, below 0 where a signal ended it."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 @pytest.fixture
