@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count, islice
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,16 +40,23 @@ KIB = 1024
 def mounted(path: Path, options: str) -> Iterator[None]:
     """Have a small disk of its own at a path; skip where that is not allowed."""
     path.mkdir(exist_ok=True)
-    line = ["mount", "-t", "tmpfs", "-o", options, "weightpkg", str(path)]
-    if shutil.which("mount") is None:
+    mount, unmount = shutil.which("mount"), shutil.which("umount")
+    if mount is None or unmount is None:
         pytest.skip("there is no `mount` here")
+    line = [mount, "-t", "tmpfs", "-o", options, "weightpkg", str(path)]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"a disk cannot be mounted here: {done.stderr.strip()}")
     try:
         yield
     finally:
-        subprocess.run(["umount", "--lazy", str(path)], check=True)
+        subprocess.run([unmount, "--lazy", str(path)], check=True)
+
+
+def enlarge(path: Path) -> None:
+    """Give the disk room for 32 MiB."""
+    line = [str(shutil.which("mount")), "-o", "remount,size=32m", "weightpkg", str(path)]
+    subprocess.run(line, check=True)
 
 
 def fill(home: Path, *, leave: int) -> Path:
@@ -84,7 +92,7 @@ def test_a_disk_without_room_for_the_last_bytes(settings: Settings) -> None:
                 filler.unlink()
                 break
             except StoreError as error:
-                assert error.hint and "gc" in error.hint, error  # noqa: PT017  not every run fails
+                assert "`weightpkg gc`" in (error.hint or ""), error  # noqa: PT017  not every run fails
                 n_full += 1
             check_whole(settings)
             assert find(settings, "tiny-q4") is None
@@ -134,9 +142,7 @@ def test_a_download_goes_on_when_there_is_room(
         (partial,) = (p for p in settings.home.glob("partial/*") if not p.suffix)
         assert partial.stat().st_size > LARGE_SIZE // 2
         before = partial.stat().st_ino
-        subprocess.run(
-            ["mount", "-o", "remount,size=32m", "weightpkg", str(settings.home)], check=True
-        )
+        enlarge(settings.home)
         record = put_model(settings, "large-raw", allow_conversion=False)
         assert settings.store().blob_path(record.files[0].sha256).stat().st_ino == before
         check_whole(settings)
@@ -150,9 +156,7 @@ def test_the_command_line_ends_with_its_exit_code(settings: Settings, options: s
     environ = {**os.environ, **settings.environ}
     with mounted(settings.home, options):
         if "inodes" in options:
-            subprocess.run(
-                ["mount", "-o", "remount,size=32m", "weightpkg", str(settings.home)], check=True
-            )
+            enlarge(settings.home)
             filler = use_up_files(settings.home, leave=3)
         done = subprocess.run(line, env=environ, capture_output=True, text=True, check=False)
         assert done.returncode == 6, done.stderr
@@ -162,9 +166,7 @@ def test_the_command_line_ends_with_its_exit_code(settings: Settings, options: s
         if "inodes" in options:
             shutil.rmtree(filler)
         else:
-            subprocess.run(
-                ["mount", "-o", "remount,size=32m", "weightpkg", str(settings.home)], check=True
-            )
+            enlarge(settings.home)
         subprocess.run(line, env=environ, capture_output=True, check=True)
         check_whole(settings)
         assert find(settings, "large-raw")
@@ -179,9 +181,11 @@ def test_a_process_that_may_open_no_more_files(
     import resource  # noqa: PLC0415  not on Windows
 
     def act() -> None:
-        used = max(map(int, os.listdir("/proc/self/fd")))  # of which one is that listing
+        taken = {int(path.name) for path in Path("/proc/self/fd").iterdir()}
+        free = (number for number in count() if number not in taken)
+        limit = next(islice(free, n_more, None))
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (used + n_more, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
         try:
             command.run(settings)
         except WeightpkgError as error:
@@ -193,7 +197,7 @@ def test_a_process_that_may_open_no_more_files(
     for n_more in range(16):
         bench.reset()
         code = end(start(act))
-        assert code in (0, *((5, 6) if n_more < 15 else ())), n_more
+        assert code in (0, 5, 6, 8), n_more  # the source, the store, the model file
         bench.check(is_acknowledged=code == 0)
         n_failed += code != 0
     assert n_failed
