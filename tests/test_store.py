@@ -18,7 +18,7 @@ from weightpkg import files
 from weightpkg.digest import CHUNK_SIZE, Digest, Fingerprint, Hasher
 from weightpkg.errors import StoreError
 from weightpkg.requirement import normalize_name
-from weightpkg.retention import uninstall
+from weightpkg.retention import Policy, collect, plan_collection, uninstall
 from weightpkg.store import Installed, InstalledFile, Store, disk_usage, tree_digest
 
 CONTENT = b"weights" * 1000
@@ -281,3 +281,30 @@ def test_a_lock_keeps_others_out(store: Store) -> None:
         with pytest.raises(subprocess.TimeoutExpired):
             other.wait(1.0)
     assert other.communicate()[0] == "in\n"
+
+
+def test_a_lease_that_is_being_made_is_left_by_who_only_looks(store: Store) -> None:
+    lease = store.root / "leases" / "1.lease"  # which nobody has locked, or not yet
+    lease.parent.mkdir(parents=True)
+    lease.touch()
+    plan_collection(store, Policy(now=0.0))
+    assert lease.exists()
+    with store.use_alone():
+        collect(store, Policy(now=0.0))
+    assert not lease.exists()
+
+
+def test_what_is_uninstalled_while_it_is_listed_is_not_listed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = installed(store, "a", b"1")
+    gone = store.record_path(installed(store, "b", b"2"))
+    glob = Path.glob
+
+    def globbed(self: Path, pattern: str) -> list[Path]:
+        found = list(glob(self, pattern))
+        gone.unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(Path, "glob", globbed)
+    assert store.installed() == [kept]

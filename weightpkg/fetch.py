@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -177,10 +177,11 @@ class Fetcher:
         is_second = False
         while True:
             try:
-                for offset, piece in self._pieces(content, partial):
-                    self._check_piece(file, content, partial, offset + len(piece))
-                    self.received += len(piece)
-                    advance(partial.write(offset, piece))
+                with closing(self._pieces(content, partial)) as pieces:
+                    for offset, piece in pieces:
+                        self._check_piece(file, content, partial, offset + len(piece))
+                        self.received += len(piece)
+                        advance(partial.write(offset, piece))
                 if partial.size is not None and partial.spans.reach() != partial.size:
                     raise FetchError(
                         f"`{content.name}`: ended after {partial.spans.reach():,} of "
@@ -195,7 +196,7 @@ class Fetcher:
                     ) from error
                 is_second = True
 
-    def _pieces(self, content: Content, partial: Partial) -> Iterator[tuple[int, bytes]]:
+    def _pieces(self, content: Content, partial: Partial) -> Generator[tuple[int, bytes], None, None]:
         end = content.size if partial.size is None else partial.size
         timeout_s = self.timeout_s or _GRACE_S + (end or 0) / _LEAST_SPEED
         gaps = [(0, -1)] if end is None else list(partial.spans.gaps(end))

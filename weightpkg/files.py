@@ -284,7 +284,7 @@ def scratch_directory(parent: Path) -> Iterator[Path]:
     path = make_directory(parent, is_durable=False) / unique_name()
     with mapped(path):
         disk.mkdir(path)
-        path.chmod(0o755)
+        disk.chmod(path, 0o755)
     try:
         yield path
     finally:
@@ -432,11 +432,20 @@ def tree_size(path: Path) -> int:
 
 def walk(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
     """Yield each regular file at or below a path with what the system knows of it."""
-    for file in [path, *sorted(path.rglob("*"))]:
+    for file in [path, *_below(path)]:
         with suppress(FileNotFoundError, NotADirectoryError):
             entry = file.lstat()
             if stat.S_ISREG(entry.st_mode):
                 yield file, entry
+
+
+def _below(directory: Path) -> Iterator[Path]:
+    """Yield what is below a directory, links not followed, as far as it is there still."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        for entry in sorted(directory.iterdir()):
+            yield entry
+            if entry.is_dir() and not entry.is_symlink():
+                yield from _below(entry)
 
 
 def sync_directory(path: Path) -> None:

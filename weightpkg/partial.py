@@ -233,10 +233,12 @@ class _Follower:
         self._chunks = chunks
         self._news: list[tuple[int, str]] = []
         self._reach = 0
+        self._n_hashed = 0  # the hasher's own size grows before its digest does
         self._is_end = False
         self._is_stopped = False
         self._change = Condition()
-        self._descriptor = os.open(path, os.O_RDONLY)
+        with files.mapped(path):
+            self._descriptor = os.open(path, os.O_RDONLY)
         self._thread = Thread(target=self._run, daemon=True, name="weightpkg-hash")
         self._thread.start()
 
@@ -276,7 +278,7 @@ class _Follower:
         os.close(self._descriptor)
 
     def _is_idle(self) -> bool:
-        return self.error is not None or (self._is_end and self.hasher.size == self._reach)
+        return self.error is not None or (self._is_end and self._n_hashed == self._reach)
 
     def _run(self) -> None:
         try:
@@ -311,6 +313,7 @@ class _Follower:
                 self.wrong = i
             else:
                 self._news.append((i, digest))
+                self._n_hashed = end
             self._change.notify_all()
 
 
@@ -405,8 +408,9 @@ def _check_chunks(path: Path, expected: dict[int, str]) -> set[int]:
     """Return those of the chunks that are in the file as they should be, read on all cores."""
     if not expected:
         return set()
-    size = path.stat().st_size
-    descriptor = os.open(path, os.O_RDONLY)
+    with files.mapped(path):
+        size = path.stat().st_size
+        descriptor = os.open(path, os.O_RDONLY)
 
     def is_good(i: int) -> bool:
         start, end = _chunk_span(i, size)

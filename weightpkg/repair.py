@@ -122,13 +122,16 @@ def _is_sound(blob: Digest, path: Path, store: Store) -> bool:
 
 def _save_good_chunks(path: Path, partial_path: Path, known: Fingerprint) -> None:
     """Begin a download of a damaged blob with all of its chunks that are not damaged."""
-    with Partial(partial_path, size=known.size) as partial, path.open("rb") as stream:
+    with (
+        files.mapped(path),
+        path.open("rb") as stream,
+        Partial(partial_path, size=known.size) as partial,
+    ):
         partial.forget()
         partial.begin(Provenance("the damaged blob", known.blake3.hex))
         for i, digest in enumerate(known.chunks):
-            with files.mapped(path):
-                stream.seek(i * CHUNK_SIZE)
-                chunk = stream.read(CHUNK_SIZE)
+            stream.seek(i * CHUNK_SIZE)
+            chunk = stream.read(CHUNK_SIZE)
             if blake3(chunk).hexdigest() == digest:
                 partial.write(i * CHUNK_SIZE, chunk)
 
@@ -145,7 +148,9 @@ def _repair_model(
         for problem in problems:
             files.set_mode(problem.path, 0o444)
         return
-    record = next(r for r in store.installed() if r.conversion == key)
+    record = next((r for r in store.installed() if r.conversion == key), None)
+    if record is None:  # it was uninstalled meanwhile
+        return
     for source in record.files:
         if store.blob(source.sha256) is None and (file := find_file(source.sha256)):
             fetcher.fetch(file)

@@ -207,13 +207,20 @@ def _unneeded(
             continue
         if path.name != name and path.with_name(name).exists():
             continue  # a list of chunks goes with its blob
-        if name in gone or path.lstat().st_ctime < limit:
+        if name in gone or _is_older(path, limit):
             yield Doomed("blob", name, reason, files.tree_size(path), path.with_name(name))
     for path in sorted((store.root / "models").glob("*")):
         if path.name in needed or not _HEX.match(path.name):
             continue
-        if path.name in gone or path.lstat().st_ctime < limit:
+        if path.name in gone or _is_older(path, limit):
             yield Doomed("conversion", path.name, reason, files.tree_size(path), path)
+
+
+def _is_older(path: Path, limit: float) -> bool:
+    """Whether it was made before a time; what has gone meanwhile was not."""
+    with suppress(FileNotFoundError):
+        return path.lstat().st_ctime < limit
+    return False
 
 
 def _stale(store: Store, policy: Policy) -> Iterator[Doomed]:
@@ -224,7 +231,7 @@ def _stale(store: Store, policy: Policy) -> Iterator[Doomed]:
             reason = f"not gone on with for {days}"
             yield Doomed("partial", partial.name, reason, partial.size, partial.path)
     for path in sorted((store.root / "quarantine").glob("*")):
-        if path.lstat().st_ctime < limit:
+        if _is_older(path, limit):
             reason = f"damaged, and replaced over {days} ago"
             yield Doomed("quarantine", path.name, reason, files.tree_size(path), path)
 
@@ -303,11 +310,9 @@ def partials(store: Store) -> list[PartialFile]:
 def live_leases(store: Store) -> Iterator[str]:
     """Yield the names of blobs and conversions that running processes use."""
     for path in sorted((store.root / "leases").glob("*.lease")):
-        with files.try_lock(path) as is_dead:
-            if is_dead:
-                files.discard(path)
-            else:
-                with files.mapped(path):
+        with files.try_lock(path) as is_dead, files.mapped(path):
+            if not is_dead:
+                with suppress(FileNotFoundError):  # it has just been let go
                     yield from path.read_text(encoding="ascii", errors="replace").split()
 
 
@@ -365,7 +370,15 @@ def _names_in(value: Any) -> Iterator[str]:
 
 
 def _sweep_locks(store: Store) -> None:
-    """Remove the locks of single digests; nobody holds one while the store is had alone."""
+    """Remove dead leases, and the locks of single digests.
+
+    Only while the store is had alone: nobody holds such a lock then, and no lease is on its way
+    between its file and its lock.
+    """
+    for path in sorted((store.root / "leases").glob("*.lease")):
+        with files.try_lock(path) as is_dead:
+            if is_dead:
+                files.discard(path)
     for path in sorted((store.root / "locks").glob("*.lock")):
         if path.name not in ("store.lock", "gate.lock"):
             files.discard(path)

@@ -384,32 +384,22 @@ class Store:
 
     def find(self, name: str, variant: str, version: Version | None = None) -> Installed | None:
         """The newest installed release of a variant, or that version; None where there is none."""
-        paths = (self.root / "installed" / name).glob(f"*/{variant}.toml")
-        found = (r for r in self._load_all(paths) if version is None or r.version == version)
+        found = self._load_all(
+            path
+            for path in (self.root / "installed" / name).glob(f"*/{variant}.toml")
+            if version is None or Version(path.parent.name) == version
+        )
         return max(found, key=lambda record: record.version, default=None)
 
-    def _load_all(self, paths: Iterable[Path]) -> list[Installed]:
-        """Read records; what another process uninstalls meanwhile is not there."""
-        found = []
+    @staticmethod
+    def _load_all(paths: Iterable[Path]) -> Iterator[Installed]:
         for path in paths:
-            with suppress(FileNotFoundError):
-                found.append(self._load(path))
-        return found
-
-    def _load(self, path: Path) -> Installed:
-        try:
-            content = path.read_bytes()
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise StoreError(f"`{path}`: {error.strerror}") from error
-        try:
-            return _load_installed(parse_document(content, source=str(path)))
-        except DocumentError as error:
-            raise StoreError(
-                f"the record {error.message}",
-                hint="remove the file, and install the model again",
-            ) from error
+            with files.mapped(path):
+                try:
+                    content = path.read_bytes()
+                except FileNotFoundError:  # it was uninstalled meanwhile
+                    continue
+            yield _load_record(content, path)
 
 
 def tree_digest(directory: Path) -> Digest:
@@ -493,6 +483,16 @@ def _dump_file(file: InstalledFile) -> dict[str, object]:
         "sources": [list(parts) for parts in file.sources],
     }
     return row if file.is_kept else row | {"dropped": True}
+
+
+def _load_record(content: bytes, path: Path) -> Installed:
+    try:
+        return _load_installed(parse_document(content, source=str(path)))
+    except DocumentError as error:
+        raise StoreError(
+            f"the record {error.message}",
+            hint="remove the file, and install the model again",
+        ) from error
 
 
 def _load_installed(table: Table) -> Installed:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from queue import Empty, Full, Queue
@@ -126,7 +126,7 @@ class _Pace:
 
 def transfer(
     content: Content, gaps: Iterable[Span], *, jobs: int, timeout_s: float | None
-) -> Iterator[Piece]:
+) -> Generator[Piece, None, None]:
     """Yield pieces of what is missing, each with its place, as they come.
 
     Args:

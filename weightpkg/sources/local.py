@@ -37,6 +37,8 @@ class LocalFile:
                 with self._lock:
                     self._file.seek(start)
                     piece = self._file.read(min(PIECE_SIZE, stop - start))
+            except ValueError as error:  # nobody wants the rest any more
+                raise FetchError(f"`{self.name}`: it was closed") from error
             except OSError as error:
                 raise FetchError(f"`{self.name}`: {error.strerror}") from error
             if not piece:
