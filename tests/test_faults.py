@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +15,8 @@ import pytest
 
 from fault_server import FAULTS, FaultServer, fault_server
 from weightpkg import transfer
-from weightpkg.digest import Digest
-from weightpkg.errors import FetchError, IntegrityError
+from weightpkg.digest import Digest, Fingerprint, Hasher
+from weightpkg.errors import DigestMismatchError, FetchError, IntegrityError
 from weightpkg.fetch import Fetcher
 from weightpkg.package import File, RelativePath, parse_source
 from weightpkg.partial import Partial, Provenance
@@ -142,3 +145,169 @@ def test_right_bytes_or_one_error(
     assert elapsed < 8
     fetch(store, server.url("none"))
     assert is_had(store)
+
+
+@pytest.fixture
+def good() -> Iterator[FaultServer]:
+    with fault_server(CONTENT) as server:
+        yield server
+
+
+MISSING = {
+    "truncated": SIZE // 2,
+    "truncated-without-length": SIZE // 2,
+    "truncated-chunk": SIZE // 2,
+    "bad-chunk-size": SIZE // 2,
+    "reset": SIZE // 2,
+    "stall": SIZE // 2,
+    "range-ignored": SIZE // 2,
+    "range-ignored-and-truncated": SIZE // 2,
+    "http-1.0-truncated": SIZE // 2,
+    "length-too-small": SIZE // 2,
+    "404": SIZE,
+    "drip-body": SIZE,
+    "login-page": SIZE,
+    "corrupt-byte": SIZE,
+    "other-file": SIZE,
+    "endless": SIZE,
+    # only its first half is wrong, and nobody can tell
+    "file-replaced": SIZE,
+}
+
+
+@pytest.mark.parametrize("fault", MISSING)
+def test_goes_on_in_the_middle_with_the_next_source(
+    server: FaultServer, good: FaultServer, store: Store, delays: list[float], fault: str
+) -> None:
+    with fetching(store, timeout_s=patience_s(fault)) as fetcher:
+        fetcher.fetch(file(server.url(fault), good.url("none")))
+    assert is_had(store)
+    assert good.sent <= MISSING[fault]
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("weightpkg.digest.CHUNK_SIZE", SMALL)
+    monkeypatch.setattr("weightpkg.partial.CHUNK_SIZE", SMALL)
+
+
+@pytest.fixture
+def known(small_chunks: None, store: Store) -> Fingerprint:
+    """The chunks of a blob that was there once."""
+    hasher = Hasher()
+    hasher.update(CONTENT)
+    store.write_chunks(hasher.finish())
+    return hasher.finish()
+
+
+def leave_wrong_chunks(store: Store, url: str, *chunks: int) -> None:
+    with Partial(store.partial_path(SHA256), size=SIZE) as partial:
+        partial.resume(lambda _: None)
+        partial.begin(Provenance(url, None))
+        for start in range(0, SIZE, SMALL):
+            right = CONTENT[start : start + SMALL]
+            partial.write(start, right[::-1] if start // SMALL in chunks else right)
+
+
+@pytest.mark.parametrize("jobs", [1, 4])
+@pytest.mark.parametrize("chunks", [(0,), (7,), (15,), (0, 1, 9), tuple(range(16))], ids=str)
+def test_fetches_only_the_wrong_chunks_where_chunks_are_known(
+    known: Fingerprint,
+    good: FaultServer,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    chunks: tuple[int, ...],
+    jobs: int,
+) -> None:
+    monkeypatch.setattr(remote, "FIRST_RANGE", SMALL)
+    leave_wrong_chunks(store, "https://example.org/bad", *chunks)
+    with fetching(store, jobs=jobs) as fetcher:
+        fetcher.fetch(file(good.url("none")))
+    assert is_had(store)
+    assert good.sent == len(chunks) * SMALL
+
+
+def test_keeps_what_a_corrupting_source_brought_rightly(
+    known: Fingerprint, server: FaultServer, good: FaultServer, store: Store
+) -> None:
+    with fetching(store) as fetcher:
+        fetcher.fetch(file(server.url("corrupt-byte"), good.url("none")))
+    assert is_had(store)
+    assert good.sent <= SIZE * 2 / 3 + SMALL
+
+
+def test_refuses_a_corrupting_source_by_its_first_wrong_chunk(
+    known: Fingerprint, server: FaultServer, store: Store
+) -> None:
+    with fetching(store) as fetcher, pytest.raises(DigestMismatchError, match="each chunk"):
+        fetcher.fetch(file(server.url("corrupt-byte")))
+    assert store.blob(SHA256) is None
+    assert server.sent <= SIZE
+
+
+def test_finishes_what_is_complete_without_asking_anyone(store: Store) -> None:
+    with Partial(store.partial_path(SHA256), size=SIZE) as partial:
+        partial.resume(lambda _: None)
+        partial.write(0, CONTENT)
+    fetch(store, "http://127.0.0.1:1/nobody")
+    assert is_had(store)
+
+
+PROCESS = """
+import sys
+from pathlib import Path
+from weightpkg.digest import Digest
+from weightpkg.fetch import Fetcher
+from weightpkg.package import File, RelativePath, parse_source
+from weightpkg.progress import Silence
+from weightpkg.sources.openers import Openers
+from weightpkg.sources.pip_config import PipConfig
+from weightpkg.sources.transport import TransportSettings
+from weightpkg.store import Store
+
+root, url, size, sha256 = sys.argv[1:]
+store = Store(Path(root))
+file = File(path=RelativePath("model.gguf"), sha256=Digest("sha256", sha256), size=int(size),
+            sources=((parse_source(url),),))
+config = PipConfig(index_urls=(), transport=TransportSettings())
+with Openers(config, {}, index_dir=store.root, temp_dir=store.root) as openers:
+    Fetcher(openers, store, Silence()).fetch(file)
+"""
+
+
+def start_process(store: Store, url: str, content: bytes) -> subprocess.Popen[bytes]:
+    sha256 = hashlib.sha256(content).hexdigest()
+    words = [str(store.root), url, str(len(content)), sha256]
+    return subprocess.Popen([sys.executable, "-c", PROCESS, *words])
+
+
+def test_eight_processes_fetch_once(server: FaultServer, store: Store) -> None:
+    processes = [start_process(store, server.url("none"), CONTENT) for _ in range(8)]
+    assert [process.wait(100) for process in processes] == [0] * 8
+    assert is_had(store)
+    assert (server.sent, len(server.requests)) == (SIZE, 1)
+
+
+def test_a_killed_process_is_gone_on_with(store: Store) -> None:
+    content = random.Random(1).randbytes(12 * SIZE)  # noqa: S311 no secret
+    half = len(content) // 2
+    with fault_server(content) as server:
+        process = start_process(store, server.url("stall"), content)
+        path = store.partial_path(Digest("sha256", hashlib.sha256(content).hexdigest()))
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline and not (
+            path.exists() and path.stat().st_size == half and server.sent == half
+        ):
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+        assert not list((store.root / "blobs").rglob("*"))
+        server.reset()
+        assert start_process(store, server.url("none"), content).wait(100) == 0
+        (request,) = server.requests
+        asked = re.match(r"bytes=(\d+)-", request.headers["Range"])
+        # at most what comes between two lines of the journal comes again
+        assert asked is not None
+        assert half - SIZE <= int(asked[1]) <= half
+        assert server.sent == len(content) - int(asked[1])
+    assert store.blob(Digest("sha256", path.name)) is not None
