@@ -152,13 +152,15 @@ def take(
     Raises:
         StoreError: the store cannot be written.
     """
-    shared = files.take(candidate.path, store.temporary, allow_hardlink=candidate.is_immutable)
+    # a second name of a symbolic link would be a link, too
+    path = candidate.path.resolve()
+    shared = files.take(path, store.temporary, allow_hardlink=candidate.is_immutable)
     if shared is not None:
         with files.taken(shared) as new:
             return _publish(shared, new, store, expected, advance)
     with store.new_file() as copy:
         try:
-            with candidate.path.open("rb") as stream:
+            with path.open("rb") as stream:
                 while piece := stream.read(READ_SIZE):
                     copy.write(piece)
         except OSError:
