@@ -14,7 +14,7 @@ import pytest
 from huggingface_hub import close_session, constants, snapshot_download
 
 from factories import tiny_llama
-from http_message import Reply
+from http_message import Reply, Request
 from hub_server import Hub, serve_hub
 from weightpkg.adopt import Places
 from weightpkg.digest import Digest
@@ -317,8 +317,8 @@ def test_signed_addresses_that_expire_are_asked_for_again(
     monkeypatch.setattr("weightpkg.transfer.PART_SIZE", 64 * 1024)
     answer = Hub.answer_of_cdn
 
-    def expires_after(self: Hub, request: object) -> Reply:
-        reply = answer(self, request)  # type: ignore[arg-type]  it is one
+    def expires_after(self: Hub, request: Request) -> Reply:
+        reply = answer(self, request)
         self.expire()
         return reply
 
@@ -346,7 +346,7 @@ def snapshot(cache: Path, hub: Hub) -> Path:
     return cache / "models--acme--public" / "snapshots" / main_of(hub)
 
 
-def state(folder: Path) -> dict[str, tuple[object, ...]]:
+def state(folder: Path) -> dict[str, tuple[int, int, int, bytes]]:
     """What can be seen of files, but for how many names they have."""
     found = {}
     for path in sorted(folder.rglob("*")):

@@ -184,6 +184,7 @@ class Fetcher:
                     partial.drop_others()
                     if is_all:
                         partial.forget()
+                partial.size = content.size if file.size is None else file.size
                 if is_all:
                     raise
                 # what was there before may be wrong, and only this source can be blamed for its own

@@ -221,6 +221,8 @@ class Partial:
         """
         if self.size is None:
             self.size = self.spans.reach()
+        if self.spans.reach() != self.size:
+            raise ValueError("some bytes are missing")
         follower = self._follow()
         follower.wait()
         self._take_news(follower)
