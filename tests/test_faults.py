@@ -17,7 +17,7 @@ from fault_server import FAULTS, FaultServer, fault_server
 from weightpkg import transfer
 from weightpkg.digest import Digest, Fingerprint, Hasher
 from weightpkg.errors import DigestMismatchError, FetchError, IntegrityError
-from weightpkg.fetch import Fetcher
+from weightpkg.fetch import Fetcher, _name_of
 from weightpkg.package import File, RelativePath, parse_source
 from weightpkg.partial import Partial, Provenance
 from weightpkg.progress import Silence
@@ -73,6 +73,12 @@ def patience_s(fault: str) -> float:
     return 0.25 if is_slow else 10
 
 
+def make_parts_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "PART_SIZE", SMALL)
+    monkeypatch.setattr(transfer, "_TRIAL_S", 0.0)
+    monkeypatch.setattr(remote, "FIRST_RANGE", SMALL)
+
+
 def file(*urls: str) -> File:
     sources = tuple((parse_source(url),) for url in urls)
     return File(path=RelativePath("model.gguf"), sha256=SHA256, size=SIZE, sources=sources)
@@ -125,9 +131,7 @@ def test_right_bytes_or_one_error(
     if way == "resumed":
         leave_a_part(store, url, server.etag)
     if way == "parallel":
-        monkeypatch.setattr(transfer, "PART_SIZE", SMALL)
-        monkeypatch.setattr(transfer, "_TRIAL_S", 0.0)
-        monkeypatch.setattr(remote, "FIRST_RANGE", SMALL)
+        make_parts_small(monkeypatch)
     start = time.monotonic()
     jobs = 4 if way == "parallel" else 1
     message = ""
@@ -311,3 +315,86 @@ def test_a_killed_process_is_gone_on_with(store: Store) -> None:
         assert half - SIZE <= int(asked[1]) <= half
         assert server.sent == len(content) - int(asked[1])
     assert store.blob(Digest("sha256", path.name)) is not None
+
+
+def file_without_digest(url: str) -> File:
+    return File(path=RelativePath("model.gguf"), sha256=None, sources=((parse_source(url),),))
+
+
+def leave_other_bytes(store: Store, url: str, validator: str | None) -> None:
+    """Leave the beginning of what the same URL had earlier."""
+    path = store.partial_path(_name_of(file_without_digest(url)))
+    with Partial(path, size=None) as partial:
+        partial.resume(lambda _: None)
+        partial.begin(Provenance(url, validator))
+        partial.write(0, bytes(RESUMED))
+
+
+@pytest.mark.parametrize(
+    ("fault", "validator"),
+    [("none", '"older"'), ("none", None), ("etag-none", None), ("etag-weak", None)],
+)
+def test_without_a_digest_never_joins_versions(
+    server: FaultServer, store: Store, fault: str, validator: str | None
+) -> None:
+    url = server.url(fault)
+    leave_other_bytes(store, url, validator)
+    with fetching(store) as fetcher:
+        fetcher.fetch(file_without_digest(url))
+    assert is_had(store)
+
+
+def test_without_a_digest_goes_on_with_the_same_version(server: FaultServer, store: Store) -> None:
+    url = server.url("none")
+    path = store.partial_path(_name_of(file_without_digest(url)))
+    with Partial(path, size=None) as partial:
+        partial.resume(lambda _: None)
+        partial.begin(Provenance(url, server.etag))
+        partial.write(0, CONTENT[:RESUMED])
+    with fetching(store) as fetcher:
+        fetcher.fetch(file_without_digest(url))
+        assert fetcher.received == SIZE - RESUMED
+    assert is_had(store)
+
+
+@pytest.mark.parametrize("fault", ["etag-changes", "file-replaced"])
+def test_without_a_digest_refuses_what_changes_meanwhile(
+    server: FaultServer, store: Store, delays: list[float], fault: str
+) -> None:
+    with fetching(store) as fetcher, pytest.raises(FetchError):
+        fetcher.fetch(file_without_digest(server.url(fault)))
+    assert not is_had(store)
+    assert list((store.root / "partial").iterdir()) == [] or fault == "file-replaced"
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("fault", ["none", "truncated-once", "pieces", "etag-none", "http-1.0"])
+def test_joins_parts_whatever_goes_wrong_in_one(
+    server: FaultServer,
+    good: FaultServer,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    delays: list[float],
+    fault: str,
+    way: str,
+) -> None:
+    if way == "parallel":
+        make_parts_small(monkeypatch)
+    sha256 = Digest("sha256", hashlib.sha256(CONTENT * 3).hexdigest())
+    urls = [good.url("none"), server.url(fault), good.url("redirect")]
+    wanted = File(
+        path=RelativePath("model.gguf"),
+        sha256=sha256,
+        size=3 * SIZE,
+        sources=(tuple(map(parse_source, urls)),),
+    )
+    if way == "resumed":
+        with Partial(store.partial_path(sha256), size=3 * SIZE) as partial:
+            partial.resume(lambda _: None)
+            partial.write(SIZE // 2, (CONTENT * 2)[SIZE // 2 :][:SIZE])
+    with fetching(store, jobs=4) as fetcher:
+        fetcher.fetch(wanted)
+    assert fetcher.received <= 3.6 * SIZE
+    blob = store.blob(sha256)
+    assert blob is not None
+    assert blob.read_bytes() == CONTENT * 3
