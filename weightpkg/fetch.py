@@ -33,8 +33,8 @@ from weightpkg.sources import Content, Pieces
 from weightpkg.store import Store
 from weightpkg.transfer import Piece, transfer
 
-OpenSource = Callable[[Source, int], AbstractContextManager[Content]]
-"""Opens a source of any kind to be read from a byte on; `FetchError` where it cannot be had."""
+OpenSource = Callable[[Source, int, int | None], AbstractContextManager[Content]]
+"""Opens a source of any kind of which a range will be read first; `FetchError` where it cannot."""
 
 DEFAULT_JOBS = 8
 _NO_ROOM = "`weightpkg gc` frees what is not needed; WEIGHTPKG_HOME can be on a larger disk"
@@ -154,7 +154,7 @@ class Fetcher:
         """Have all bytes from one source, but for those that others have brought already."""
         name = " + ".join(map(_shown, parts))
         self._check_room(file, (file.size or 0) - partial.spans.size)
-        with open_parts(self.open_source, parts, next(_first_gap(partial))) as content:
+        with open_parts(self.open_source, parts, *_first_gap(partial)) as content:
             origin = Provenance(name, content.validator)
             if not _has_digest(file) and (content.validator is None or partial.origins - {origin}):
                 # nothing would tell that it became part of one version and part of another
@@ -282,24 +282,32 @@ def _has_digest(file: File) -> bool:
     return bool(file.sha256 or file.blake3 or file.git_sha1)
 
 
-def _first_gap(partial: Partial) -> Iterator[int]:
-    for start, _ in partial.spans.gaps(partial.size or 0):
-        yield start
-    yield 0
+def _first_gap(partial: Partial) -> tuple[int, int | None]:
+    return next(partial.spans.gaps(partial.size or 0), (0, None))
 
 
 @contextmanager
-def open_parts(open_source: OpenSource, parts: Parts, start: int) -> Iterator[Content]:
+def open_parts(
+    open_source: OpenSource, parts: Parts, start: int, end: int | None
+) -> Iterator[Content]:
     """Open one source, or several whose bytes are joined in order.
+
+    Args:
+        open_source: opens each.
+        parts: the sources.
+        start: the byte of the whole that will be read first.
+        end: where reading will stop for the first time.
 
     Raises:
         FetchError: one of them cannot be had.
     """
     with ExitStack() as stack:
         if len(parts) == 1:
-            yield stack.enter_context(open_source(parts[0], start))
+            yield stack.enter_context(open_source(parts[0], start, end))
         else:
-            yield _Joined([stack.enter_context(open_source(part, 0)) for part in parts])
+            # in the middle, nobody knows yet which part it is
+            first = 1 if start else None
+            yield _Joined([stack.enter_context(open_source(part, 0, first)) for part in parts])
 
 
 class _Joined:

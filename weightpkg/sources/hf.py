@@ -80,7 +80,7 @@ class HubOpener:
         self._transport.close()
 
     @contextmanager
-    def open(self, source: HfSource, start: int = 0) -> Iterator[Content]:
+    def open(self, source: HfSource, start: int = 0, end: int | None = None) -> Iterator[Content]:
         """Open a file.
 
         Raises:
@@ -92,7 +92,7 @@ class HubOpener:
             source.repo, source.path, revision=source.revision, endpoint=self._endpoint
         )
         # only the first request's errors are about the repository; a body may raise its own
-        opened = open_remote(self._transport, url, source.text, start)
+        opened = open_remote(self._transport, url, source.text, start, end)
         try:
             content = opened.__enter__()
         except HTTPStatusError as error:

@@ -39,15 +39,15 @@ class RemoteFile:
         self.has_ranges = False
         self.n_busy = 0
 
-    def connect(self, start: int, first: int) -> None:
-        """Send the first request, for `first` bytes from `start` on.
+    def connect(self, start: int, last: int) -> None:
+        """Send the first request, for the bytes from `start` up to but not including `last`.
 
         Raises:
             FetchError: the file cannot be had.
         """
         patience = Patience(self._transport)
         stack = ExitStack()
-        end: int | None = start + first
+        end: int | None = last
         while True:
             try:
                 body = stack.enter_context(self._transport.get(self._url, start=start, end=end))
@@ -157,7 +157,7 @@ class RemoteFile:
 
 @contextmanager
 def open_remote(
-    transport: Transport, url: str, name: str, start: int = 0, *, first: int | None = None
+    transport: Transport, url: str, name: str, start: int = 0, end: int | None = None
 ) -> Iterator[RemoteFile]:
     """Open a URL for reading from `start` on.
 
@@ -166,15 +166,15 @@ def open_remote(
         url: where the file is.
         name: what messages call it.
         start: the byte that will be read first.
-        first: how many bytes the first request asks for, whose answer tells about the file;
-            `FIRST_RANGE` if None.
+        end: where reading will stop for the first time, None for the end of the file.
 
     Raises:
         FetchError: it cannot be had.
     """
     remote = RemoteFile(transport, url, name)
     try:
-        remote.connect(start, first or FIRST_RANGE)
+        last = start + FIRST_RANGE
+        remote.connect(start, last if end is None else min(end, last))
         yield remote
     finally:
         remote.close()
