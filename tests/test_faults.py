@@ -32,6 +32,7 @@ CONTENT = random.Random(0).randbytes(SIZE)  # noqa: S311 no secret
 SHA256 = Digest("sha256", hashlib.sha256(CONTENT).hexdigest())
 RESUMED = SIZE * 5 // 16
 SMALL = 64 * 1024
+SLOW_S = 0.25
 WAYS = ("fresh", "resumed", "parallel")
 
 GIVES_UP = {
@@ -70,7 +71,7 @@ def delays(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def patience_s(fault: str) -> float:
     """Return how long to wait for an answer, so that only those that never come are waited for."""
     is_slow = any(word in fault for word in ("stall", "drip", "continue-endless", "head-endless"))
-    return 0.25 if is_slow else 10
+    return SLOW_S if is_slow else 10
 
 
 def make_parts_small(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +87,8 @@ def file(*urls: str) -> File:
 
 @contextmanager
 def fetching(store: Store, *, jobs: int = 1, timeout_s: float = 10) -> Iterator[Fetcher]:
-    settings = TransportSettings(timeout_s=timeout_s, retries=2)
+    # those that never come are waited for once more, and no third time
+    settings = TransportSettings(timeout_s=timeout_s, retries=2 if timeout_s > SLOW_S else 1)
     config = PipConfig(index_urls=(), transport=settings)
     with Openers(config, {}, index_dir=store.root, temp_dir=store.root) as openers:
         yield Fetcher(openers, store, Silence(), jobs=jobs)

@@ -236,6 +236,18 @@ def test_a_file_or_a_journal_alone_is_no_trouble(path: Path) -> None:
         discard_partial(path)
 
 
+@pytest.mark.parametrize("length", [0, CHUNK + 5])
+def test_a_journal_of_another_file_is_not_believed_later(path: Path, length: int) -> None:
+    leave(path, (5, 2 * CHUNK))
+    with path.open("r+b") as file:
+        file.truncate(length)
+    # what lengthens the file must not make true what the old lines say
+    leave(path, (4 * CHUNK, SIZE))
+    with begin(path) as partial:
+        assert list(partial.spans) == [(5, length), (4 * CHUNK, SIZE)][not length :]
+        assert complete(partial) == fingerprint()
+
+
 def test_a_torn_journal_says_less_and_nothing_wrong(path: Path) -> None:
     leave(path, (0, CHUNK + 9), (3 * CHUNK, 3 * CHUNK + 10), (CHUNK + 9, 2 * CHUNK))
     whole, file = journal_path(path).read_bytes(), path.read_bytes()

@@ -10,6 +10,7 @@ Layouts: https://huggingface.co/docs/hub/local-cache for the first; Ollama keeps
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -154,6 +155,8 @@ def take(
     """
     # a second name of a symbolic link would be a link, too
     path = candidate.path.resolve()
+    if not os.access(path, os.R_OK):
+        return None
     shared = files.take(path, store.temporary, allow_hardlink=candidate.is_immutable)
     if shared is not None:
         with files.taken(shared) as new:

@@ -18,7 +18,7 @@ import mmap
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -117,6 +117,9 @@ class Partial:
         }
         if not self.spans.size:
             self.origins = set()
+        if list(self.spans) != list(found.spans):
+            # what is not true now must not seem so again when the file is longer
+            self._begin_journal({i: found.chunks[i] for i in sorted(good)})
         advance(self.spans.size)
 
     @property
@@ -137,9 +140,9 @@ class Partial:
 
     def drop_others(self) -> None:
         """Have only what the present source has brought."""
-        brought = self.brought
-        self._keep(brought)
-        self.brought = brought
+        self._keep(self.brought)
+        for start, end in self.spans:
+            self.brought.add(start, end)
 
     def drop_brought(self) -> None:
         """Have only what other sources have brought."""
@@ -155,13 +158,18 @@ class Partial:
 
     def _keep(self, spans: Spans) -> None:
         self._stop_following()
-        self.spans, self.brought, self._unwritten = Spans(), Spans(), Spans()
+        self.spans, self.brought, self._unwritten = spans, Spans(), Spans()
+        self._begin_journal({})
+
+    def _begin_journal(self, chunks: Mapping[int, str]) -> None:
+        """Let the journal say what is true now, and nothing else."""
         self._journal.clear()
         for origin in self.origins:
             self._journal.append({"source": origin.source, "validator": origin.validator})
-        for start, end in list(spans):
-            self.spans.add(start, end)
-            self._journal.append({"span": (start, end)})
+        for i, digest in chunks.items():
+            self._journal.append({"chunk": i, "blake3": digest})
+        for span in self.spans:
+            self._journal.append({"span": span})
 
     def write(self, offset: int, piece: bytes) -> int:
         """Take bytes for a place; return how many were missing there.
