@@ -134,8 +134,7 @@ class Children:
         """Start a child for each owner, and kill both after a while; return how many were."""
         self._reader, self._writer = os.pipe()
         children = [
-            start(partial(self._work, names, random.Random(f"{seed} {names}")))  # noqa: S311  the same in every run
-            for names in OWNERS
+            start(partial(self._work, names, random.Random(f"{seed} {names}"))) for names in OWNERS
         ]
         time.sleep(delay_s)
         for child in children:
@@ -209,7 +208,7 @@ class Children:
 def test_kills_at_random_moments_lose_nothing(settings: Settings) -> None:
     add_large(settings)
     put_model(settings, "tiny-q4")  # so that no child has to import anything
-    seeded = random.Random(1)  # noqa: S311  the same in every run
+    seeded = random.Random(1)
     children = Children(settings)
     n_killed = 0
     for i in range(N_ROUNDS):
@@ -247,7 +246,7 @@ def test_kills_of_the_command_line_lose_nothing(settings: Settings) -> None:
         ("uninstall", "tiny-q4"), ("verify", "--repair"), ("gc", "--yes", "--sources"),
     ]  # fmt: skip
     seconds = dict.fromkeys(lines, whole_s)
-    seeded = random.Random(2)  # noqa: S311  the same in every run
+    seeded = random.Random(2)
     n_killed = 0
     while n_killed < N_CLI:
         words = seeded.choice(lines)

@@ -187,7 +187,7 @@ def faults(bench: Bench) -> list[Fault]:
     late = [Fault(call, 2 * calls[call] + 9, errno.EIO, is_persistent=True) for call in CALLS]
     if is_thorough() or len(found) <= N_QUICK:
         return found + late
-    seeded = random.Random(bench.command.name)  # noqa: S311  the same in every run
+    seeded = random.Random(bench.command.name)
     return seeded.sample(found, N_QUICK) + late
 
 

@@ -10,6 +10,7 @@ Layouts: https://huggingface.co/docs/hub/local-cache for the first; Ollama keeps
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -152,13 +153,17 @@ def take(
     Raises:
         StoreError: the store cannot be written.
     """
-    shared = files.take(candidate.path, store.temporary, allow_hardlink=candidate.is_immutable)
+    # a second name of a symbolic link would be a link, too
+    path = candidate.path.resolve()
+    if not os.access(path, os.R_OK):
+        return None
+    shared = files.take(path, store.temporary, allow_hardlink=candidate.is_immutable)
     if shared is not None:
         with files.taken(shared) as new:
             return _publish(shared, new, store, expected, advance)
     with store.new_file() as copy:
         try:
-            with candidate.path.open("rb") as stream:
+            with path.open("rb") as stream:
                 while piece := stream.read(READ_SIZE):
                     copy.write(piece)
         except OSError:

@@ -31,10 +31,10 @@ from weightpkg.partial import Partial, Provenance, WrongChunkError, discard_part
 from weightpkg.progress import Advance, Progress
 from weightpkg.sources import Content, Pieces
 from weightpkg.store import Store
-from weightpkg.transfer import transfer
+from weightpkg.transfer import Piece, transfer
 
-OpenSource = Callable[[Source, int], AbstractContextManager[Content]]
-"""Opens a source of any kind to be read from a byte on; `FetchError` where it cannot be had."""
+OpenSource = Callable[[Source, int, int | None], AbstractContextManager[Content]]
+"""Opens a source of any kind of which a range will be read first; `FetchError` where it cannot."""
 
 DEFAULT_JOBS = 8
 _NO_ROOM = "`weightpkg gc` frees what is not needed; WEIGHTPKG_HOME can be on a larger disk"
@@ -122,7 +122,8 @@ class Fetcher:
             chunks=known.chunks if known else (),
         ) as partial:
             partial.resume(advance)
-            fingerprint = self._from_any(file, partial, advance)
+            fingerprint = _from_disk(file, partial, advance)
+            fingerprint = fingerprint or self._from_any(file, partial, advance)
             self.store.publish(partial, fingerprint)
             return fingerprint
 
@@ -151,52 +152,73 @@ class Fetcher:
         self, file: File, parts: Parts, partial: Partial, advance: Advance
     ) -> Fingerprint:
         """Have all bytes from one source, but for those that others have brought already."""
-        origin = " + ".join(map(_shown, parts))
+        name = " + ".join(map(_shown, parts))
         self._check_room(file, (file.size or 0) - partial.spans.size)
-        with open_parts(self.open_source, parts, next(_first_gap(partial))) as content:
-            self._check_size(file, content, partial)
-            partial.begin(Provenance(origin, content.validator))
-            while True:
-                is_alone = len(partial.origins) == 1
-                try:
-                    fingerprint = self._copy(file, content, partial, advance)
-                    _check(file, fingerprint, partial.path, origin)
-                except IntegrityError:
-                    advance(-partial.spans.size)
+        with open_parts(self.open_source, parts, *_first_gap(partial)) as content:
+            origin = Provenance(name, content.validator)
+            if not _has_digest(file) and (content.validator is None or partial.origins - {origin}):
+                # nothing would tell that it became part of one version and part of another
+                with _counted(partial, advance):
                     partial.forget()
-                    if is_alone:
-                        raise
-                    # the bytes of an earlier source may be the wrong ones
-                    partial.begin(Provenance(origin, content.validator))
-                    continue
-                return fingerprint
+            self._check_size(file, content, partial)
+            partial.begin(origin)
+            found = self._verified(file, content, partial, advance, name)
+            if not _has_digest(file) and content.validator != origin.validator:
+                with _counted(partial, advance):
+                    partial.forget()
+                raise FetchError(
+                    f"`{name}`: changed while it was read", hint="run the same command again"
+                )
+            return found
+
+    def _verified(
+        self, file: File, content: Content, partial: Partial, advance: Advance, name: str
+    ) -> Fingerprint:
+        while True:
+            fingerprint = self._copy(file, content, partial, advance)
+            try:
+                _check(file, fingerprint, partial.path, name)
+            except IntegrityError:
+                is_all = partial.brought.size == partial.size
+                with _counted(partial, advance):
+                    partial.drop_others()
+                    if is_all:
+                        partial.forget()
+                partial.size = content.size if file.size is None else file.size
+                if is_all:
+                    raise
+                # what was there before may be wrong, and only this source can be blamed for its own
+                continue
+            return fingerprint
 
     def _copy(
         self, file: File, content: Content, partial: Partial, advance: Advance
     ) -> Fingerprint:
-        is_second = False
         while True:
             try:
-                with closing(self._pieces(content, partial)) as pieces:
-                    for offset, piece in pieces:
-                        self._check_piece(file, content, partial, offset + len(piece))
-                        self.received += len(piece)
-                        advance(partial.write(offset, piece))
-                if partial.size is not None and partial.spans.reach() != partial.size:
-                    raise FetchError(
-                        f"`{content.name}`: ended after {partial.spans.reach():,} of "
-                        f"{partial.size:,} bytes"
-                    )
-                return partial.finish()
+                self._copy_once(file, content, partial, advance)
+                with _counted(partial, advance):
+                    return partial.finish()
             except WrongChunkError as error:
-                # it may be another source's, or the disk's fault; once more, and no third time
-                if is_second:
+                # if part of it is another source's, or what the disk made of it, once more
+                if error.is_brought:
                     raise DigestMismatchError(
                         content.name, expected="the digest of each chunk", found="another one"
                     ) from error
-                is_second = True
 
-    def _pieces(self, content: Content, partial: Partial) -> Generator[tuple[int, bytes], None, None]:
+    def _copy_once(self, file: File, content: Content, partial: Partial, advance: Advance) -> None:
+        with closing(self._pieces(content, partial)) as pieces:
+            for offset, piece in pieces:
+                self._check_piece(file, content, partial, offset + len(piece), advance)
+                self.received += len(piece)
+                with _counted(partial, advance):
+                    partial.write(offset, piece)
+        if partial.size is not None and not partial.is_complete:
+            raise FetchError(
+                f"`{content.name}`: ended after {partial.spans.reach():,} of {partial.size:,} bytes"
+            )
+
+    def _pieces(self, content: Content, partial: Partial) -> Generator[Piece, None, None]:
         end = content.size if partial.size is None else partial.size
         timeout_s = self.timeout_s or _GRACE_S + (end or 0) / _LEAST_SPEED
         gaps = [(0, -1)] if end is None else list(partial.spans.gaps(end))
@@ -206,8 +228,8 @@ class Fetcher:
         """Refuse what cannot be right, or cannot be stored, before its first byte."""
         if file.size is not None and content.size not in (None, file.size):
             raise SizeMismatchError(content.name, expected=file.size, found=content.size or 0)
-        if partial.size is None:
-            partial.size = content.size
+        if partial.size is None and content.size is not None:
+            partial.limit(content.size)
         self._check_room(file, (partial.size or 0) - partial.spans.size)
 
     def _check_room(self, file: File, needed: int) -> None:
@@ -219,31 +241,73 @@ class Fetcher:
                 hint=_NO_ROOM,
             )
 
-    def _check_piece(self, file: File, content: Content, partial: Partial, end: int) -> None:
+    def _check_piece(
+        self, file: File, content: Content, partial: Partial, end: int, advance: Advance
+    ) -> None:
         if file.size is not None and end > file.size:
+            with _counted(partial, advance):
+                partial.drop_brought()
             raise SizeMismatchError(content.name, expected=file.size, found=end)
         if partial.size is None:
             self._check_room(file, end - partial.spans.size)
 
 
-def _first_gap(partial: Partial) -> Iterator[int]:
-    for start, _ in partial.spans.gaps(partial.size or 0):
-        yield start
-    yield 0
+def _from_disk(file: File, partial: Partial, advance: Advance) -> Fingerprint | None:
+    """Return what an earlier process has brought whole, and had no time to give its name."""
+    if not partial.is_complete or not _has_digest(file):
+        return None
+    with _counted(partial, advance):
+        try:
+            found = partial.finish()
+            _check(file, found, partial.path, str(partial.path))
+        except WrongChunkError:
+            return None
+        except IntegrityError:
+            partial.forget()
+            return None
+    return found
 
 
 @contextmanager
-def open_parts(open_source: OpenSource, parts: Parts, start: int) -> Iterator[Content]:
+def _counted(partial: Partial, advance: Advance) -> Iterator[None]:
+    """Tell progress how many bytes more, or fewer, are there at the end of the `with`."""
+    before = partial.spans.size
+    try:
+        yield
+    finally:
+        advance(partial.spans.size - before)
+
+
+def _has_digest(file: File) -> bool:
+    return bool(file.sha256 or file.blake3 or file.git_sha1)
+
+
+def _first_gap(partial: Partial) -> tuple[int, int | None]:
+    return next(partial.spans.gaps(partial.size or 0), (0, None))
+
+
+@contextmanager
+def open_parts(
+    open_source: OpenSource, parts: Parts, start: int, end: int | None
+) -> Iterator[Content]:
     """Open one source, or several whose bytes are joined in order.
+
+    Args:
+        open_source: opens each.
+        parts: the sources.
+        start: the byte of the whole that will be read first.
+        end: where reading will stop for the first time.
 
     Raises:
         FetchError: one of them cannot be had.
     """
     with ExitStack() as stack:
         if len(parts) == 1:
-            yield stack.enter_context(open_source(parts[0], start))
+            yield stack.enter_context(open_source(parts[0], start, end))
         else:
-            yield _Joined([stack.enter_context(open_source(part, 0)) for part in parts])
+            # in the middle, nobody knows yet which part it is
+            first = 1 if start else None
+            yield _Joined([stack.enter_context(open_source(part, 0, first)) for part in parts])
 
 
 class _Joined:

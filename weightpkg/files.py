@@ -286,7 +286,8 @@ def scratch_directory(parent: Path) -> Iterator[Path]:
         disk.mkdir(path)
         disk.chmod(path, 0o755)
     try:
-        yield path
+        with mapped(path):
+            yield path
     finally:
         with suppress(OSError):  # what stays is swept
             _remove_tree(path)

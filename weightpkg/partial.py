@@ -16,8 +16,9 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -38,7 +39,14 @@ _MAX_JOURNAL = 64 * 1024 * 1024
 
 
 class WrongChunkError(Exception):
-    """A chunk has come whole, and is not the one that it should be; never seen by users."""
+    """A chunk has come whole, and is not the one that it should be; never seen by users.
+
+    `is_brought` says whether all of it is of the present source.
+    """
+
+    def __init__(self, *, is_brought: bool) -> None:
+        super().__init__()
+        self.is_brought = is_brought
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +65,8 @@ class Partial:
         size: of the whole, None where that is not known yet.
         sha256: the SHA-256 to take for granted when BLAKE3 is checked; computed if None.
         chunks: the BLAKE3 of each chunk, where known; wrong ones are found as they come.
+
+    `brought` are those of its bytes that the present source has brought.
     """
 
     def __init__(
@@ -69,6 +79,7 @@ class Partial:
     ) -> None:
         self.size = size
         self.spans = Spans()
+        self.brought = Spans()
         self.origins: set[Provenance] = set()
         self._chunks = tuple(chunks)
         self._sha256 = sha256
@@ -99,33 +110,66 @@ class Partial:
         for i in whole - good:
             self.spans.remove(*_chunk_span(i, self.size or length))
         if self.size is not None:
-            self.spans.remove(self.size, max(self.size, length))
+            self.limit(self.size)
         # where a source names no version, what it gave before may be of another one
         self.origins = {
             Provenance(origin.source, origin.validator or "earlier") for origin in found.origins
         }
         if not self.spans.size:
             self.origins = set()
+        if list(self.spans) != list(found.spans):
+            # what is not true now must not seem so again when the file is longer
+            self._begin_journal({i: found.chunks[i] for i in sorted(good)})
         advance(self.spans.size)
 
-    def begin(self, origin: Provenance) -> None:
-        """Note where the next bytes come from.
+    @property
+    def is_complete(self) -> bool:
+        """Whether all bytes are there, right or wrong."""
+        return self.spans.size == self.size
 
-        Bytes of the same source that are of another version of its file are forgotten.
-        """
-        versions = {o.validator for o in self.origins if o.source == origin.source}
-        if origin.validator and versions - {origin.validator, "earlier"}:
-            self.forget()
+    def limit(self, size: int) -> None:
+        """Know the size of the whole; what is beyond it is no part of it."""
+        self.size = size
+        self.spans.remove(size, sys.maxsize)
+
+    def begin(self, origin: Provenance) -> None:
+        """Note where the next bytes come from."""
+        self.brought = Spans()
         self.origins.add(origin)
         self._journal.append({"source": origin.source, "validator": origin.validator})
 
+    def drop_others(self) -> None:
+        """Have only what the present source has brought."""
+        self._keep(self.brought)
+        for start, end in self.spans:
+            self.brought.add(start, end)
+
+    def drop_brought(self) -> None:
+        """Have only what other sources have brought."""
+        for start, end in self.brought:
+            self.spans.remove(start, end)
+        self._keep(self.spans)
+
     def forget(self) -> None:
         """Have nothing of it."""
-        self._stop_following()
-        self.spans, self._unwritten = Spans(), Spans()
         self.origins = set()
-        self._journal.clear()
+        self._keep(Spans())
         self._file.truncate(0)
+
+    def _keep(self, spans: Spans) -> None:
+        self._stop_following()
+        self.spans, self.brought, self._unwritten = spans, Spans(), Spans()
+        self._begin_journal({})
+
+    def _begin_journal(self, chunks: Mapping[int, str]) -> None:
+        """Let the journal say what is true now, and nothing else."""
+        self._journal.clear()
+        for origin in self.origins:
+            self._journal.append({"source": origin.source, "validator": origin.validator})
+        for i, digest in chunks.items():
+            self._journal.append({"chunk": i, "blake3": digest})
+        for span in self.spans:
+            self._journal.append({"span": span})
 
     def write(self, offset: int, piece: bytes) -> int:
         """Take bytes for a place; return how many were missing there.
@@ -141,7 +185,7 @@ class Partial:
         taken = 0
         for start, end in list(self.spans.gaps(offset + len(piece), offset)):
             self._file.write_at(start, data[start - offset : end - offset])
-            for spans in (self.spans, self._unwritten):
+            for spans in (self.spans, self.brought, self._unwritten):
                 spans.add(start, end)
             taken += end - start
         if self._unwritten.size >= _JOURNAL_STEP:
@@ -149,12 +193,13 @@ class Partial:
         self._follow()
         return taken
 
-    def _follow(self) -> None:
+    def _follow(self) -> _Follower:
         follower = self._follower = self._follower or _Follower(
             self.path, Hasher(self._sha256), self._chunks
         )
         follower.advance(self.spans.reach(), is_end=self.spans.reach() == self.size)
         self._take_news(follower)
+        return follower
 
     def _take_news(self, follower: _Follower) -> None:
         for i, digest in follower.news():
@@ -163,10 +208,12 @@ class Partial:
             raise StoreError(f"`{self.path}`: {follower.error}") from follower.error
         if follower.wrong is not None:
             span = _chunk_span(follower.wrong, self.size or self.spans.reach())
-            self.spans.remove(*span)
+            is_brought = self.brought.has(*span)
+            for spans in (self.spans, self.brought, self._unwritten):
+                spans.remove(*span)
             self._journal.append({"lost": span})
             follower.forgive()
-            raise WrongChunkError
+            raise WrongChunkError(is_brought=is_brought)
 
     def _write_journal(self) -> None:
         for span in self._unwritten:
@@ -182,12 +229,12 @@ class Partial:
         """
         if self.size is None:
             self.size = self.spans.reach()
-        self._follow()
-        if self._follower is None:
-            raise ValueError("nothing follows")
-        self._follower.wait()
-        self._take_news(self._follower)
-        fingerprint = self._follower.hasher.finish()
+        if self.spans.reach() != self.size:
+            raise ValueError("some bytes are missing")
+        follower = self._follow()
+        follower.wait()
+        self._take_news(follower)
+        fingerprint = follower.hasher.finish()
         self._stop_following()
         return fingerprint
 
@@ -199,6 +246,7 @@ class Partial:
         """
         self._file.truncate(self.size or 0)
         self._file.publish(path)
+        self._unwritten = Spans()
         self._journal.remove()
 
     def close(self) -> None:
@@ -229,11 +277,11 @@ class _Follower:
     def __init__(self, path: Path, hasher: Hasher, chunks: Sequence[str]) -> None:
         self.hasher = hasher
         self.wrong: int | None = None
-        self.error: OSError | None = None
+        self.error: OSError | ValueError | None = None
         self._chunks = chunks
         self._news: list[tuple[int, str]] = []
+        self._hashed = 0
         self._reach = 0
-        self._n_hashed = 0  # the hasher's own size grows before its digest does
         self._is_end = False
         self._is_stopped = False
         self._change = Condition()
@@ -262,7 +310,7 @@ class _Follower:
         """Go on after a wrong chunk, which will come again."""
         with self._change:
             self.wrong = None
-            self._reach, self._is_end = self.hasher.size, False
+            self._reach, self._is_end = self._hashed, False
 
     def wait(self) -> None:
         """Wait until everything that is there was hashed, or something is wrong."""
@@ -278,13 +326,13 @@ class _Follower:
         os.close(self._descriptor)
 
     def _is_idle(self) -> bool:
-        return self.error is not None or (self._is_end and self._n_hashed == self._reach)
+        return self.error is not None or (self._is_end and self._hashed == self._reach)
 
     def _run(self) -> None:
         try:
             while span := self._next():
                 self._hash(*span)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # the latter where someone has cut the file
             with self._change:
                 self.error = error
                 self._change.notify_all()
@@ -293,7 +341,7 @@ class _Follower:
         """Wait for a chunk; None at the end."""
         with self._change:
             while not self._is_stopped:
-                start = self.hasher.size
+                start = self._hashed
                 end = min(start + CHUNK_SIZE, self._reach)
                 is_whole = end - start == CHUNK_SIZE or (self._is_end and end > start)
                 if is_whole and self.wrong is None:
@@ -313,7 +361,7 @@ class _Follower:
                 self.wrong = i
             else:
                 self._news.append((i, digest))
-                self._n_hashed = end
+                self._hashed = end  # not before all of it has gone through both hashes
             self._change.notify_all()
 
 
@@ -341,13 +389,13 @@ class _Journal:
             self.clear()
         with files.mapped(self._path):
             content = self._path.read_bytes()
-        boot = ""
+        boot, this_boot = "", _boot_id()
         for row in _rows(content):
             boot = str(row.get("boot", boot))
-            _apply(row, found, is_believed=boot == _boot_id())
+            _apply(row, found, is_believed=boot == this_boot)
         if not content.endswith(b"\n"):
             self._write(b"\n")
-        self.append({"boot": _boot_id()})
+        self.append({"boot": this_boot})
         return found
 
     def append(self, row: dict[str, object]) -> None:
@@ -385,16 +433,25 @@ def _rows(content: bytes) -> Iterator[dict[str, Any]]:
 def _apply(row: dict[str, Any], found: _Found, *, is_believed: bool) -> None:
     with suppress(TypeError, ValueError):  # a line that a power cut has garbled
         if "chunk" in row:
-            found.chunks[int(row["chunk"])] = str(row["blake3"])
+            found.chunks[_place(row["chunk"])] = str(row.get("blake3"))
         elif "span" in row and is_believed:
-            start, end = map(int, row["span"])
+            start, end = map(_place, row["span"])
             found.spans.add(start, end)
         elif "lost" in row:
-            start, end = map(int, row["lost"])
+            start, end = map(_place, row["lost"])
             found.spans.remove(start, end)
             found.chunks.pop(start // CHUNK_SIZE, None)
         elif "source" in row:
-            found.origins.add(Provenance(str(row["source"]), row["validator"]))
+            validator = row.get("validator")
+            found.origins.add(
+                Provenance(str(row["source"]), validator if isinstance(validator, str) else None)
+            )
+
+
+def _place(value: object) -> int:
+    if isinstance(value, int) and 0 <= value <= sys.maxsize:
+        return value
+    raise ValueError("not a place in a file")
 
 
 def _boot_id() -> str:

@@ -48,9 +48,11 @@ class Sources:
 
     _openers: Callable[[], Openers]
 
-    def __call__(self, source: Source, start: int = 0) -> AbstractContextManager[Content]:
-        """Open a source of any kind to be read from a byte on; `FetchError` if it cannot be had."""
-        return self._openers()(source, start)
+    def __call__(
+        self, source: Source, start: int = 0, end: int | None = None
+    ) -> AbstractContextManager[Content]:
+        """Open a source of which a range will be read first; `FetchError` if it cannot be had."""
+        return self._openers()(source, start, end)
 
     def list_repository(self, repo: str, revision: str) -> Listing:
         """Return what a Hugging Face repository has at a revision; `FetchError` if it cannot."""

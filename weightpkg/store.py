@@ -384,11 +384,8 @@ class Store:
 
     def find(self, name: str, variant: str, version: Version | None = None) -> Installed | None:
         """The newest installed release of a variant, or that version; None where there is none."""
-        found = self._load_all(
-            path
-            for path in (self.root / "installed" / name).glob(f"*/{variant}.toml")
-            if version is None or Version(path.parent.name) == version
-        )
+        paths = (self.root / "installed" / name).glob(f"*/{variant}.toml")
+        found = (r for r in self._load_all(paths) if version is None or r.version == version)
         return max(found, key=lambda record: record.version, default=None)
 
     @staticmethod

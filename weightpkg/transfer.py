@@ -31,9 +31,9 @@ Piece = tuple[int, bytes]
 
 @dataclass(frozen=True, slots=True)
 class _Done:
-    """A worker has ended, because of an error or because nothing is left."""
+    """A worker has ended, because of an error or because it was not needed."""
 
-    error: FetchError | None
+    error: BaseException | None
 
 
 class _Workers:
@@ -67,7 +67,7 @@ class _Workers:
                     if self._stop.is_set():
                         return
             self._put(_Done(None))
-        except FetchError as error:
+        except BaseException as error:  # noqa: BLE001  the reader raises it
             self._put(_Done(error))
 
     def _take(self) -> Span | None:
@@ -158,6 +158,8 @@ def transfer(
                 workers.n_running -= 1
                 if item.error:
                     raise item.error
+                # several that were too many may have ended at once
+                workers.change_to(max(1, workers.n_wanted))
                 continue
             pace.count(len(item[1]))
             yield item

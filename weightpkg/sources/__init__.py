@@ -46,5 +46,10 @@ class Content(Protocol):
 class Opener(Protocol, Generic[SourceT_contra]):
     """Opens sources of one kind."""
 
-    def open(self, source: SourceT_contra, start: int = 0) -> AbstractContextManager[Content]:
-        """Open a source whose bytes will be read from `start`; `FetchError` if it cannot be had."""
+    def open(
+        self, source: SourceT_contra, start: int = 0, end: int | None = None
+    ) -> AbstractContextManager[Content]:
+        """Open a source of which `start` up to `end` will be read first.
+
+        Raises `FetchError` if it cannot be had.
+        """

@@ -11,8 +11,10 @@ https://huggingface.co/docs/hub/api
 from __future__ import annotations
 
 import json
+import re
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn, Self
 from urllib.parse import quote, urlsplit
@@ -25,6 +27,7 @@ from weightpkg.sources.transport import HTTPStatusError, Transport, TransportSet
 
 MAX_ANSWER = 64 * 1024 * 1024
 MAX_PAGES = 1000
+_HEX = re.compile(r"[0-9a-f]+\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +80,7 @@ class HubOpener:
         self._transport.close()
 
     @contextmanager
-    def open(self, source: HfSource, start: int = 0) -> Iterator[Content]:
+    def open(self, source: HfSource, start: int = 0, end: int | None = None) -> Iterator[Content]:
         """Open a file.
 
         Raises:
@@ -89,7 +92,7 @@ class HubOpener:
             source.repo, source.path, revision=source.revision, endpoint=self._endpoint
         )
         # only the first request's errors are about the repository; a body may raise its own
-        opened = open_remote(self._transport, url, source.text, start)
+        opened = open_remote(self._transport, url, source.text, start, end)
         try:
             content = opened.__enter__()
         except HTTPStatusError as error:
@@ -119,7 +122,7 @@ class HubOpener:
                 url = following
         except HTTPStatusError as error:
             self._explain(error, repo, revision, f"hf:{repo}@{revision}")
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise FetchError(f"`hf:{repo}@{revision}`: the hub's answer cannot be read") from error
         raise FetchError(f"`hf:{repo}@{revision}`: has more than {MAX_PAGES:,} pages of files")
 
@@ -168,24 +171,34 @@ class HubOpener:
 
 
 def _commit(found: Any) -> str:
-    commit = found["sha"]
-    if not isinstance(commit, str) or len(commit) != 40 or not commit.isalnum():
-        raise ValueError("not a commit")
-    return commit
+    return _hex(found["sha"], 40)
 
 
 def _files(rows: list[Any]) -> Iterator[HubFile]:
     for row in rows:
-        if row["type"] != "file":
-            continue
-        try:
-            path = RelativePath(row["path"])
-        except ValueError:
-            continue  # no name of ours, so nothing that could be asked for
-        lfs = row.get("lfs") or {}
-        yield HubFile(
-            path,
-            int(lfs.get("size", row["size"])),
-            str(lfs["oid"]).removeprefix("sha256:") if lfs else None,
-            None if lfs else str(row["oid"]),
-        )
+        if row["type"] == "file":
+            lfs = row.get("lfs")
+            size = _size(row["size"] if lfs is None else lfs["size"])
+            sha256 = None if lfs is None else _hex(lfs["oid"].removeprefix("sha256:"), 64)
+            git_sha1 = _hex(row["oid"], 40) if lfs is None else None
+            with suppress(ValueError):  # no name of ours, so nothing that could be asked for
+                yield HubFile(RelativePath(_text(row["path"])), size, sha256, git_sha1)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("not a text")
+    return value
+
+
+def _size(value: object) -> int:
+    if type(value) is not int or not 0 <= value <= sys.maxsize:
+        raise ValueError("not a size")
+    return value
+
+
+def _hex(value: object, n_digits: int) -> str:
+    text = _text(value)
+    if len(text) != n_digits or not _HEX.match(text):
+        raise ValueError("not a digest")
+    return text

@@ -18,11 +18,14 @@ class HttpsOpener:
         self._transport = transport
 
     @contextmanager
-    def open(self, source: HttpsSource, start: int = 0) -> Iterator[Content]:
+    def open(
+        self, source: HttpsSource, start: int = 0, end: int | None = None
+    ) -> Iterator[Content]:
         """Open the URL.
 
         Raises:
             FetchError: it cannot be had.
         """
-        with open_remote(self._transport, source.text, redacted(source.text), start) as content:
+        name = redacted(source.text)
+        with open_remote(self._transport, source.text, name, start, end) as content:
             yield content

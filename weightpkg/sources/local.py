@@ -54,8 +54,8 @@ class LocalOpener:
         self._root = root
 
     @contextmanager
-    def open(self, source: FileSource, start: int = 0) -> Iterator[Content]:  # noqa: ARG002  any place is as near
-        """Open the file.
+    def open(self, source: FileSource, *_: int | None) -> Iterator[Content]:
+        """Open the file, wherever it will be read.
 
         Raises:
             FetchError: it is not there, not readable, or no regular file.

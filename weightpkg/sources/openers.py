@@ -46,17 +46,23 @@ class Openers:
         self._stack.callback(hub.close)
         return hub
 
-    def __call__(self, source: Source, start: int = 0) -> AbstractContextManager[Content]:
-        """Open a source whose bytes will be read from `start`; `FetchError` if it cannot be had."""
+    def __call__(
+        self, source: Source, start: int = 0, end: int | None = None
+    ) -> AbstractContextManager[Content]:
+        """Open a source of which `start` up to `end` will be read first.
+
+        Raises:
+            FetchError: it cannot be had.
+        """
         match source:
             case PypiSource():
-                return self._pypi.open(source, start)
+                return self._pypi.open(source, start, end)
             case HttpsSource():
-                return self._https.open(source, start)
+                return self._https.open(source, start, end)
             case FileSource():
-                return self._local.open(source, start)
+                return self._local.open(source, start, end)
             case HfSource():
-                return self.hub.open(source, start)
+                return self.hub.open(source, start, end)
 
     def list_repository(self, repo: str, revision: str) -> Listing:
         """Return what a Hugging Face repository has at a revision; `FetchError` if it cannot."""

@@ -71,8 +71,8 @@ class PypiOpener:
         self._temp_dir = temp_dir
 
     @contextmanager
-    def open(self, source: PypiSource, start: int = 0) -> Iterator[Content]:  # noqa: ARG002  a wheel is read from its end first
-        """Open the member.
+    def open(self, source: PypiSource, *_: int | None) -> Iterator[Content]:
+        """Open the member, wherever it will be read: a wheel is read from its end first.
 
         Raises:
             FetchError: no place has it, or it cannot be read.
@@ -116,7 +116,7 @@ class PypiOpener:
         if path := local_path(wheel.location):
             return LocalFile(_open_local(path, wheel, stack), wheel.filename)
         remote = stack.enter_context(
-            open_remote(self._transport, wheel.location, wheel.filename, first=1)
+            open_remote(self._transport, wheel.location, wheel.filename, end=1)
         )
         if remote.has_ranges:
             return remote

@@ -2,7 +2,8 @@
 
 The first request asks for a range, and its answer tells how large the file is, what its bytes are
 called (`ETag`), and whether there are ranges at all. Later requests go on exactly where a broken
-one stopped, and only while the file is still the same.
+one stopped, while the file is as large as it was. Where its `ETag` changes meanwhile there is no
+`validator` any more: either the file has changed, or its servers do not agree on what they call it.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from contextlib import ExitStack, contextmanager
 
 from weightpkg.errors import FetchError
 from weightpkg.sources import Pieces
-from weightpkg.sources.transport import Body, PassingError, Patience, Transport
+from weightpkg.sources.transport import Body, HTTPStatusError, PassingError, Patience, Transport
 
 FIRST_RANGE = 16 * 1024 * 1024
+RANGE_NOT_SATISFIABLE = 416
 _PROGRESS = 16 * 1024
 _WASTE = 5  # a fifth of the file may come a second time
 
@@ -37,24 +39,27 @@ class RemoteFile:
         self.has_ranges = False
         self.n_busy = 0
 
-    def connect(self, start: int, first: int) -> None:
-        """Send the first request, for `first` bytes from `start` on.
+    def connect(self, start: int, last: int) -> None:
+        """Send the first request, for the bytes from `start` up to but not including `last`.
 
         Raises:
             FetchError: the file cannot be had.
         """
         patience = Patience(self._transport)
+        stack = ExitStack()
+        end: int | None = last
         while True:
-            stack = ExitStack()
             try:
-                body = stack.enter_context(
-                    self._transport.get(self._url, start=start, end=start + first)
-                )
+                body = stack.enter_context(self._transport.get(self._url, start=start, end=end))
                 break
             except PassingError as error:
-                stack.close()
                 self.n_busy += error.is_busy
                 patience.wait(error)
+            except HTTPStatusError as error:
+                # what is empty has no range, and some servers have none of anything
+                if error.status != RANGE_NOT_SATISFIABLE or end is None:
+                    raise
+                start, end = 0, None
         self.has_ranges = body.range is not None
         self.size = body.range.total if body.range else body.size
         self._etag = body.etag
@@ -118,26 +123,27 @@ class RemoteFile:
     @contextmanager
     def _open(self, position: int, stop: int | None) -> Iterator[tuple[int, Body]]:
         """Open an answer, and say at which byte it begins."""
-        if self._first and self._first[0] <= position:
-            begin, body, stack = self._first
-            if begin == position or not self.has_ranges:
-                self._first = None
-                with stack:
-                    yield begin, body
-                return
-        if not self.has_ranges:
-            with self._transport.get(self._url) as body:
-                yield 0, body
+        first = self._first
+        if first and (first[0] == position or not self.has_ranges):
+            self._first = None
+            with first[2]:
+                yield first[:2]
             return
-        with self._transport.get(
-            self._url, start=position, end=stop, if_range=self.validator
-        ) as body:
-            if body.range is None or body.range.total != self.size or body.etag != self._etag:
-                raise FetchError(
-                    f"`{self.name}`: changed on the server while it was read",
-                    hint="run the same command again",
-                )
-            yield position, body
+        start, end = (position, stop) if self.has_ranges else (0, None)
+        with self._transport.get(self._url, start=start, end=end) as body:
+            self._check_same(body)
+            yield start, body
+
+    def _check_same(self, body: Body) -> None:
+        """Refuse a file that is another one, as far as an answer tells."""
+        size = body.range.total if body.range else body.size
+        if size != self.size or (body.range is None) == self.has_ranges:
+            raise FetchError(
+                f"`{self.name}`: changed on the server while it was read",
+                hint="run the same command again",
+            )
+        if body.etag != self._etag:
+            self.validator = None
 
     def _check_restart(self, position: int, error: PassingError) -> None:
         """Refuse to fetch much of a file twice from a server that cannot go on in its middle."""
@@ -151,7 +157,7 @@ class RemoteFile:
 
 @contextmanager
 def open_remote(
-    transport: Transport, url: str, name: str, start: int = 0, *, first: int = FIRST_RANGE
+    transport: Transport, url: str, name: str, start: int = 0, end: int | None = None
 ) -> Iterator[RemoteFile]:
     """Open a URL for reading from `start` on.
 
@@ -160,14 +166,15 @@ def open_remote(
         url: where the file is.
         name: what messages call it.
         start: the byte that will be read first.
-        first: how many bytes the first request asks for, whose answer tells about the file.
+        end: where reading will stop for the first time, None for the end of the file.
 
     Raises:
         FetchError: it cannot be had.
     """
     remote = RemoteFile(transport, url, name)
     try:
-        remote.connect(start, first)
+        last = start + FIRST_RANGE
+        remote.connect(start, last if end is None else min(end, last))
         yield remote
     finally:
         remote.close()

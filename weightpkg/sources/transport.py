@@ -248,7 +248,6 @@ class Transport:
         *,
         start: int = 0,
         end: int | None = None,
-        if_range: str | None = None,
         accept: str = "*/*",
     ) -> Iterator[Body]:
         """Open a URL, or ask for a range of it, once.
@@ -259,7 +258,6 @@ class Transport:
             url: an http or https URL; user and password in it are used for its origin only.
             start: the first byte.
             end: the byte after the last; all that follow, if not given.
-            if_range: an ETag; where it is not the file's any more, the whole comes.
             accept: the types that will do.
 
         Raises:
@@ -269,7 +267,6 @@ class Transport:
         headers = {"Accept": accept}
         if start or end is not None:
             headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
-            headers |= {"If-Range": if_range} if if_range else {}
         where, response = self._follow(url, headers)
         with response:
             if response.headers.get("Content-Encoding", "identity").lower() != "identity":
@@ -339,7 +336,8 @@ class Transport:
         with self._watchdog.watch(sock, self.settings.timeout_s) as fed:
             while size is None or received < size:
                 try:
-                    piece = response.raw.read1(PIECE_SIZE, decode_content=False)
+                    left = PIECE_SIZE if size is None else min(PIECE_SIZE, size - received)
+                    piece = response.raw.read1(left, decode_content=False)
                 except (HTTPError, OSError) as error:
                     if fed.is_cut:
                         raise self._too_slow(url) from error
