@@ -172,6 +172,10 @@ class SafetensorsError(FormatError):
     """A safetensors file, or the index of several, breaks a rule of the format."""
 
 
+class CheckpointError(FormatError):
+    """A file beside the weights, such as config.json or tokenizer.json, is missing or breaks a rule."""
+
+
 class PickleError(FormatError):
     """A file holds a Python pickle, whatever it is called: loading it could run any code."""
 

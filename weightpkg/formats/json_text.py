@@ -24,17 +24,21 @@ _MAX_DIGITS = 40
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def read_json(content: bytes) -> JSON:
+def read_json(content: bytes, *, max_marks: int = MAX_MARKS) -> JSON:
     """Return what a text says; ValueError says what is wrong with it.
 
     `-0` is a number with a fraction here, as to readers that know unsigned integers.
+
+    Args:
+        content: UTF-8.
+        max_marks: how many commas and opening brackets it may have.
     """
     try:
         text = content.decode()
     except UnicodeDecodeError as error:
         raise ValueError(f"is not UTF-8 at byte {error.start:,}") from error
-    if sum(map(text.count, ",[{")) > MAX_MARKS:
-        raise ValueError(f"more than {MAX_MARKS:,} commas and brackets")
+    if sum(map(text.count, ",[{")) > max_marks:
+        raise ValueError(f"more than {max_marks:,} commas and brackets")
     try:
         value: JSON = json.loads(
             text,

@@ -30,7 +30,15 @@ from weightpkg.package import RelativePath
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["SafetensorsCheckpoint", "SafetensorsFile", "SafetensorsTensor", "read_index"]
+__all__ = [
+    "INDEX_FILE",
+    "SINGLE_FILE",
+    "SafetensorsCheckpoint",
+    "SafetensorsFile",
+    "SafetensorsTensor",
+    "find_weights",
+    "read_index",
+]
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -123,6 +131,7 @@ class SafetensorsCheckpoint:
             name: tensor for file in files.values() for name, tensor in file.tensors.items()
         }
         self._file_of = {tensor: file for file in files.values() for tensor in file.tensors}
+        self._name_of = {tensor: name for name, file in files.items() for tensor in file.tensors}
 
     @classmethod
     def open(cls, path: Path, *, name: str | None = None) -> SafetensorsCheckpoint:
@@ -136,7 +145,7 @@ class SafetensorsCheckpoint:
         Raises:
             SafetensorsError: there is none, a file breaks a rule, or index and files disagree.
         """
-        path = _find(path, name or str(path))
+        path = find_weights(path, name or str(path))
         if path.suffix == ".json":
             return cls.open_index(path, name=name)
         file = SafetensorsFile.open(path, name=name)
@@ -179,6 +188,10 @@ class SafetensorsCheckpoint:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def file_of(self, tensor: SafetensorsTensor) -> str:
+        """Return the name of the file that a tensor lies in."""
+        return self._name_of[tensor.name]
 
     def array(self, tensor: SafetensorsTensor) -> NDArray[np.generic]:
         """As `SafetensorsFile.array`."""
@@ -244,8 +257,12 @@ def _read_entry(name: str, tensor: str, shard: JSON) -> str:
     return shard
 
 
-def _find(path: Path, name: str) -> Path:
-    """Return the file to begin with: `path`, or what it has if it is a directory."""
+def find_weights(path: Path, name: str) -> Path:
+    """Return the file to begin with: `path`, or what it has if it is a directory.
+
+    Raises:
+        SafetensorsError: it is a directory that has none, or two; `name` is what to call it.
+    """
     try:
         if not path.is_dir():
             return path
