@@ -29,7 +29,7 @@ TABLE = {
     "verify": "Hash models again, offline, and repair what is bad.",
     "adopt": "Install models from files that are here already.",
     "gc": "Remove what nothing needs.",
-    "convert": "Convert a model file that no index names.",
+    "convert": "Convert a model that no index names.",
     "cache": "The store: where it is, and what takes the space.",
     "index": "Work on an index.",
     "completion": "Print a shell's completion script.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,29 +12,54 @@ from weightpkg import files
 from weightpkg.cli.console import make_progress
 from weightpkg.digest import hash_file
 from weightpkg.errors import StoreError
+from weightpkg.progress import Progress
+
+if TYPE_CHECKING:
+    from weightpkg.convert.pipeline import Conversion
 
 
 @click.command("convert")
-@click.argument("source", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("source", type=click.Path(exists=True, path_type=Path))
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="A new directory."
 )
 @click.pass_obj
 def command(quiet: bool, source: Path, output: Path) -> None:
-    """Convert a model file that no index names to an ONNX model directory.
+    """Convert a model that no index names to an ONNX model directory.
 
-    SOURCE is a GGUF file.
+    SOURCE is a GGUF file, or a directory of safetensors and what belongs to them (config.json,
+    tokenizer.json, ...) as Hugging Face's libraries write it. Weights in float32 are not copied: the
+    model directory has a clone of their file, or where the disk cannot make one a hard link to it.
     """
-    from weightpkg.convert.pipeline import convert
-
     if output.exists():
         raise StoreError(f"`{output}` is there already", hint="name a new directory")
     progress = make_progress(quiet=quiet)
     start = time.perf_counter()
+    is_checkpoint = source.is_dir() or source.suffix in {".safetensors", ".json"}
+    done = (_convert_checkpoint if is_checkpoint else _convert_gguf)(source, output, progress)
+    ratio = done.size / done.source_size
+    seconds = time.perf_counter() - start
+    progress.note(
+        f"{output}: {done.architecture}, wrote {ratio:.3g} times the source, {seconds:.1f} s"
+    )
+
+
+def _convert_gguf(source: Path, output: Path, progress: Progress) -> Conversion:
+    from weightpkg.convert.pipeline import convert
+
     with files.mapped(source):
         digest = hash_file(source, "sha256")
     with files.new_directory(output) as directory:
-        done = convert(source, digest, directory, progress)
-    ratio = done.size / done.source_size
-    seconds = time.perf_counter() - start
-    progress.note(f"{output}: {done.architecture}, {ratio:.2f} times the source, {seconds:.1f} s")
+        return convert(source, digest, directory, progress)
+
+
+def _convert_checkpoint(source: Path, output: Path, progress: Progress) -> Conversion:
+    from weightpkg.convert.checkpoints import convert_checkpoint
+    from weightpkg.formats.checkpoint import Checkpoint
+    from weightpkg.placing import kept_modes, place_file
+
+    with files.mapped(source):
+        checkpoint = Checkpoint.find(source)
+        digests = {name: hash_file(path, "sha256") for name, path in checkpoint.files.items()}
+    with kept_modes(checkpoint.files.values()), files.new_directory(output) as directory:
+        return convert_checkpoint(checkpoint, digests, directory, progress, place_file)

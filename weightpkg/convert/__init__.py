@@ -38,7 +38,16 @@ ARCHITECTURES = {
 """`general.architecture` to the module in `archs`; no other module is ever imported for a file."""
 
 
-def conversion_key(sources: Sequence[Digest]) -> str:
-    """Return the name of a conversion: 64 hex digits from its inputs and the converter's version."""
-    lines = [f"weightpkg conversion {CONVERTER_VERSION}", *map(str, sources)]
+MODEL_TYPES = {"llama": "llama", "mistral": "llama"}
+"""The same for `model_type` of a checkpoint's config.json."""
+
+
+def conversion_key(sources: Sequence[Digest], options: Sequence[str] = ()) -> str:
+    """Return the name of a conversion: 64 hex digits from its inputs and the converter's version.
+
+    Args:
+        sources: digests of the files, in the order of their names.
+        options: what was asked for beside them, such as `quantize=q4`.
+    """
+    lines = [f"weightpkg conversion {CONVERTER_VERSION}", *map(str, sources), *options]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,7 +24,7 @@ from onnx import TensorProto
 
 from weightpkg.convert import rope
 from weightpkg.convert.graph import External, Graph, Payload, Tensor, Value
-from weightpkg.convert.weights import same_layout
+from weightpkg.convert.weights import alike, same_layout
 from weightpkg.tensor import BlockLayout, Blocks
 
 if TYPE_CHECKING:
@@ -63,6 +62,11 @@ def add_matrix(graph: Graph, name: str, weights: Sequence[Weight]) -> Matrix:
     rows, width = sum(weight.shape[0] for weight in weights), weights[0].shape[1]
     layout = weights[0].layout
     if not isinstance(layout, BlockLayout):
+        if (place := weights[0].place) is not None:  # the others lie behind it
+            tensor = Tensor(_FLOAT32, (rows, width))
+            return Matrix(
+                (rows, width), None, graph.in_place(name, tensor, place.file, place.offset)
+            )
         payload = Payload(
             (Tensor(_FLOAT32, (rows, width)),),
             lambda: (piece for weight in weights for piece in weight.slices()),  # type: ignore[misc]
@@ -153,12 +157,11 @@ def projections(
 ) -> tuple[Value, ...]:
     """x: (B, T, K) -> (B, T, N) for each weight; neighbours of one layout share one product."""
     values: list[Value] = []
-    for _, group in groupby(weights, key=lambda weight: weight.layout):
-        alike = list(group)
-        y = linear(graph, x, add_matrix(graph, name, alike))
+    for group in alike(weights):
+        y = linear(graph, x, add_matrix(graph, name, group))
         if biases:
-            y = add_bias(graph, y, biases[len(values) :][: len(alike)])
-        values += split(graph, y, [weight.shape[0] for weight in alike])
+            y = add_bias(graph, y, biases[len(values) :][: len(group)])
+        values += split(graph, y, [weight.shape[0] for weight in group])
     return tuple(values)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import tomli_w
 from blake3 import blake3
 
-from weightpkg.digest import Digest
+from weightpkg.digest import Digest, hash_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,6 +74,11 @@ class ModelDirectory:
         """Write a whole small file."""
         with self.create(name) as output:
             output.write(content)
+
+    def adopt(self, name: str) -> None:
+        """Take up a file that someone else put there."""
+        path = self.path / name
+        self._files.append(OutputFile(name, path.stat().st_size, hash_file(path, "blake3")))
 
     def finish(self, provenance: Mapping[str, object]) -> tuple[OutputFile, ...]:
         """Write the manifest: where the model comes from, and every file; return the files."""

@@ -9,7 +9,21 @@ from __future__ import annotations
 import json
 from typing import Protocol
 
-from weightpkg.convert.tokenizer import Tokenizer
+
+class SpecialTokens(Protocol):
+    """What a tokenizer says of ids that have a meaning."""
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """Of the token that texts begin with."""
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Of the tokens that end an answer."""
+
+    @property
+    def pad_token_id(self) -> int | None:
+        """Of the token that fills up a shorter row."""
 
 
 class DecoderConfig(Protocol):
@@ -24,7 +38,7 @@ class DecoderConfig(Protocol):
     max_position_embeddings: int
 
 
-def genai_config(config: DecoderConfig, tokenizer: Tokenizer) -> bytes:
+def genai_config(config: DecoderConfig, tokenizer: SpecialTokens) -> bytes:
     """Return the content of `genai_config.json`."""
     model: dict[str, object] = {
         # a generic decoder: everything that differs between architectures is in the graph

@@ -80,11 +80,12 @@ class Payload:
 
 @dataclass(frozen=True, slots=True)
 class External:
-    """Where an initializer's bytes are in the data file; another one may share them."""
+    """Where an initializer's bytes are in a file beside the model; another one may share them."""
 
     value: Value
     offset: int
     size: int
+    location: str = DATA_FILE
 
 
 class Graph:
@@ -99,6 +100,7 @@ class Graph:
         self._payloads: list[tuple[int, Payload]] = []
         self._names: Counter[str] = Counter()
         self._data_size = 0
+        self._locations: set[str] = set()
 
     def input(self, name: str, dtype: type[np.generic], shape: Sequence[Dim]) -> Value:
         """Declare an input of the model."""
@@ -164,11 +166,27 @@ class Graph:
             value = Value(self._fresh(name if i == 0 else f"{name}.{i}"))
             offset = -(-self._data_size // _ALIGNMENT) * _ALIGNMENT
             first = offset if i == 0 else first
-            places.append(External(value, offset, tensor.size))
-            self._add_external(value, tensor, offset)
+            external = External(value, offset, tensor.size)
+            places.append(external)
+            self._add_external(value, tensor, external)
             self._data_size = offset + tensor.size
         self._payloads.append((first, payload))
         return tuple(places)
+
+    def in_place(self, name: str, tensor: Tensor, location: str, offset: int) -> External:
+        """Point to bytes of a file that is to lie beside the model, as it is.
+
+        Args:
+            name: of the initializer.
+            tensor: its type and shape.
+            location: the file's name.
+            offset: of the first byte.
+        """
+        value = Value(self._fresh(name))
+        external = External(value, offset, tensor.size, location)
+        self._add_external(value, tensor, external)
+        self._locations.add(location)
+        return external
 
     def share(self, external: External, shape: tuple[int, ...], dtype: type[np.generic]) -> Value:
         """Give the bytes of an external tensor a second name and shape.
@@ -180,17 +198,18 @@ class Graph:
         if tensor.size != external.size:
             raise ValueError(f"{shape} has {tensor.size} bytes, not {external.size}")
         value = Value(self._fresh(f"{external.value}.shared"))
-        self._add_external(value, tensor, external.offset)
+        self._add_external(value, tensor, external)
         return value
 
-    def _add_external(self, value: Value, tensor: Tensor, offset: int) -> None:
+    def _add_external(self, value: Value, tensor: Tensor, external: External) -> None:
         proto = TensorProto(
             name=value,
             data_type=_ELEMENT_TYPES[tensor.dtype],
             dims=tensor.shape,
             data_location=TensorProto.EXTERNAL,
         )
-        for key, text in (("location", DATA_FILE), ("offset", offset), ("length", tensor.size)):
+        place = {"location": external.location, "offset": external.offset, "length": tensor.size}
+        for key, text in place.items():
             proto.external_data.add(key=key, value=str(text))
         self._initializers.append(proto)
 
@@ -203,6 +222,11 @@ class Graph:
     def data_size(self) -> int:
         """Bytes of the data file that `write_data` will write."""
         return self._data_size
+
+    @property
+    def locations(self) -> list[str]:
+        """The files, beside the data file, that the graph points into."""
+        return sorted(self._locations)
 
     def write_data(self, sink: Sink) -> None:
         """Stream the promised bytes.

@@ -40,16 +40,17 @@ class Architecture(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """What a conversion did."""
+    """What a conversion did; `placed` are files of the source that were not written again."""
 
     architecture: str
     source_size: int
     files: tuple[OutputFile, ...]
+    placed: frozenset[str] = frozenset()
 
     @property
     def size(self) -> int:
         """Bytes written."""
-        return sum(file.size for file in self.files)
+        return sum(file.size for file in self.files if file.path not in self.placed)
 
 
 def convert(

@@ -97,6 +97,34 @@ def divided(
     return frequencies / factors.astype(np.float64)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Llama3Scaling:
+    """Long waves are stretched by `factor`, short ones are not, and those between by degrees.
+
+    A wave's length is in positions; its bounds are the context of the first training divided by
+    `low_freq_factor` and `high_freq_factor`.
+    https://github.com/huggingface/transformers/blob/v4.57.0/src/transformers/modeling_rope_utils.py
+    """
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_context: float
+
+    def is_sound(self) -> bool:
+        """Whether all numbers are positive and the bounds are two."""
+        low, high = self.low_freq_factor, self.high_freq_factor
+        numbers = (self.factor, low, high, self.original_context)
+        return all(math.isfinite(n) and n > 0 for n in numbers) and low < high
+
+    def scaled(self, frequencies: NDArray[np.float64]) -> NDArray[np.float64]:
+        """frequencies: (D/2,) -> the same after scaling."""
+        turns = self.original_context * frequencies / (2 * np.pi)
+        share = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+        share = np.clip(share, 0, 1)
+        return frequencies / self.factor * (1 - share) + frequencies * share
+
+
 def cos_sin(
     frequencies: NDArray[np.float64], start: int, stop: int, factor: float = 1.0
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

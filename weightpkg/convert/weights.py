@@ -6,7 +6,8 @@ tensor that nobody asked for is as much an error as one that is missing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from weightpkg.formats.gguf import GGUFFile, GGUFTensor
+    from weightpkg.formats.safetensors import SafetensorsCheckpoint, SafetensorsTensor
 
 Rows = Callable[[int, int], "Blocks | NDArray[np.float32]"]
 
@@ -29,12 +31,20 @@ _SLICE_WEIGHTS = 2 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where a file has numbers as a graph can use them, without a copy. offset: bytes."""
+
+    file: str
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
 class Weight:
     """One tensor: its canonical name, shape, layout, and a function that reads rows of it.
 
     shape: (N, K) or (N,); `rows(start, stop)` gives rows of the first axis, as `Blocks` for a
     block layout and as (stop - start, K) or (stop - start,) float32 for a dense one. Both ends
-    must be multiples of `row_step`.
+    must be multiples of `row_step`. `place` is where a dense one lies as it is, in float32.
     """
 
     name: str
@@ -42,6 +52,7 @@ class Weight:
     layout: Layout
     rows: Rows
     row_step: int = 1
+    place: Place | None = None
 
     def dense(self) -> NDArray[np.float32]:
         """Read the whole of a small dense tensor.
@@ -99,6 +110,16 @@ class Weights:
             TensorMismatchError: one is missing or has another shape.
         """
         return self.take(f"{name}.weight", (width,)), self.take(f"{name}.bias", (width,))
+
+    def drop_copy(self, name: str, original: str) -> None:
+        """Leave out a tensor, if it is there, that is said to be the same as another.
+
+        Raises:
+            TensorMismatchError: it is not, or the other one is missing.
+        """
+        copy = self._tensors.pop(name, None)
+        if copy is not None:
+            refuse_differences(self.source, self.take(original, copy.shape), copy)
 
     def finish(self) -> None:
         """Refuse tensors that nobody took.
@@ -176,6 +197,57 @@ def _vector(rows: Rows, start: int, stop: int) -> Blocks | NDArray[np.float32]:
     return values if isinstance(values, Blocks) else values[0, start:stop]
 
 
+def read_safetensors(checkpoint: SafetensorsCheckpoint, ignored: re.Pattern[str]) -> Weights:
+    """Return a checkpoint's tensors, which have their canonical names already.
+
+    Args:
+        checkpoint: open files.
+        ignored: matches names of tensors that the architecture has no use for, such as buffers that
+            it computes itself.
+
+    Raises:
+        UnsupportedQuantizationError: a tensor has a type that is not converted.
+    """
+    tensors = [t for t in checkpoint.tensors.values() if not ignored.fullmatch(t.name)]
+    return Weights(checkpoint.name, [_safetensors_weight(checkpoint, t) for t in tensors])
+
+
+def _safetensors_weight(checkpoint: SafetensorsCheckpoint, tensor: SafetensorsTensor) -> Weight:
+    layout = tensor.dtype.layout
+    if layout is None:
+        raise UnsupportedQuantizationError(
+            f"`{checkpoint.name}`: tensor `{tensor.name}` has type {tensor.dtype.name}, "
+            "which is not converted",
+            hint="types that are: F32, F16, BF16",
+        )
+
+    def rows(start: int, stop: int) -> NDArray[np.float32]:
+        if len(tensor.shape) == 1:
+            return ggml.dense_rows(checkpoint.rows(tensor, 0, 1), layout.dtype)[0, start:stop]
+        values = ggml.dense_rows(checkpoint.rows(tensor, start, stop), layout.dtype)
+        checkpoint.release(tensor, start, stop)
+        return values
+
+    # a file's header has any length: numbers that are not aligned are copied to where they are
+    is_usable = layout.dtype == "float32" and tensor.start % 4 == 0
+    place = Place(checkpoint.file_of(tensor), tensor.start) if is_usable else None
+    return Weight(tensor.name, tensor.shape, layout, rows, place=place)
+
+
+def refuse_differences(source: str, first: Weight, second: Weight) -> None:
+    """Refuse two dense tensors of one shape that are said to be the same and are not.
+
+    Raises:
+        TensorMismatchError: they are not.
+    """
+    for one, other in zip(first.slices(), second.slices(), strict=True):
+        if isinstance(one, Blocks) or isinstance(other, Blocks) or not np.array_equal(one, other):
+            raise TensorMismatchError(
+                f"`{source}`: `{first.name}` and `{second.name}` differ, "
+                "where the configuration says that they are one"
+            )
+
+
 def reorder_rows(
     weight: Weight, group: int, order: Callable[[NDArray[np.generic]], NDArray[np.generic]]
 ) -> Weight:
@@ -200,7 +272,7 @@ def reorder_rows(
         grouped = values.reshape(-1, group, *values.shape[1:])
         return order(grouped).reshape(values.shape)
 
-    return replace(weight, rows=rows, row_step=group)
+    return replace(weight, rows=rows, row_step=group, place=None)
 
 
 def undo_rotary_permutation(weight: Weight, head_size: int) -> Weight:
@@ -217,6 +289,26 @@ def undo_rotary_permutation(weight: Weight, head_size: int) -> Weight:
     return reorder_rows(weight, head_size, order)
 
 
-def same_layout(weights: Iterable[Weight]) -> bool:
+def same_layout(weights: Sequence[Weight]) -> bool:
     """Whether the weights can be one matrix, row upon row."""
-    return len({(weight.layout, weight.shape[1:]) for weight in weights}) == 1
+    return len(list(alike(weights))) == 1
+
+
+def alike(weights: Iterable[Weight]) -> Iterator[list[Weight]]:
+    """Yield runs of neighbours that can be one matrix, row upon row, without a copy of any bytes."""
+    run: list[Weight] = []
+    for weight in weights:
+        if run and not _continues(run[-1], weight):
+            yield run
+            run = []
+        run.append(weight)
+    yield run
+
+
+def _continues(first: Weight, second: Weight) -> bool:
+    if (first.layout, first.shape[1:]) != (second.layout, second.shape[1:]):
+        return False
+    if first.place is None or second.place is None:
+        return first.place is second.place
+    n_bytes = 4 * int(np.prod(first.shape, dtype=np.int64))
+    return second.place == Place(first.place.file, first.place.offset + n_bytes)

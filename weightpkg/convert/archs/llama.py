@@ -1,29 +1,44 @@
 """Llama: pre-norm transformer with grouped-query attention, rotary positions and SwiGLU.
 
-RMS norms without bias, no bias anywhere else either; the head may share the embedding's weights.
-Also SmolLM2 and what else calls itself `llama` in GGUF and fits.
+RMS norms without bias; projections can have biases, and do in no model that is well known; the head
+may share the embedding's weights. Also SmolLM2 and what else calls itself `llama` and fits, and
+Mistral, as far as its window is no shorter than its context.
 https://github.com/huggingface/transformers/blob/v4.57.0/src/transformers/models/llama/modeling_llama.py
 https://github.com/ggml-org/llama.cpp/blob/b6700/gguf-py/gguf/constants.py (names)
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from weightpkg.convert import blocks, hyperparameters, rope
+from weightpkg.convert.hf_config import HFConfig, read_rope
 from weightpkg.convert.hyperparameters import Hyperparameters, embedding_rows
 from weightpkg.convert.weights import undo_rotary_permutation
 
 if TYPE_CHECKING:
     from weightpkg.convert.graph import Graph, Value
-    from weightpkg.convert.weights import Weight, Weights
+    from weightpkg.convert.weights import Weights
     from weightpkg.formats.gguf import GGUFFile
+
+# Where these are missing, the configuration classes of transformers do not mean the same.
+_REQUIRED = {"llama": (), "mistral": ("num_key_value_heads", "sliding_window")}
+
+HF_IGNORED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+"""Tensors that are computed from the configuration."""
+
+TIED_BY_DEFAULT = False
+"""Whether the embedding is the head as well, where config.json does not say."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
-    """The fields of config.json that shape the graph."""
+    """The fields of config.json that shape the graph.
+
+    is_interleaved: whether rows of q and k are in the order that ggml wants.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -36,6 +51,10 @@ class Config:
     rms_norm_eps: float
     rope_theta: float
     rope_factor: float = 1.0
+    rope_llama3: rope.Llama3Scaling | None = None
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    is_interleaved: bool
 
     @classmethod
     def from_gguf(cls, file: GGUFFile) -> Config:
@@ -63,10 +82,50 @@ class Config:
             rms_norm_eps=keys.get("attention.layer_norm_rms_epsilon", float),
             rope_theta=keys.get("rope.freq_base", float, 10000.0),
             rope_factor=keys.linear_rope_factor(),
+            is_interleaved=True,
         )
         keys.finish()
         hyperparameters.check(config, file.name)
         return config
+
+    @classmethod
+    def from_hf(cls, config: HFConfig) -> Config:
+        """Read config.json.
+
+        Raises:
+            CheckpointError: a key is missing or of the wrong type.
+            UnsupportedArchitectureError: a key changes the mathematics in a way not known here.
+        """
+        config.require(*_REQUIRED[config.get("model_type", str)])
+        config.expect("architectures", ["LlamaForCausalLM"], ["MistralForCausalLM"])
+        config.expect("hidden_act", "silu")
+        config.expect("partial_rotary_factor", 1)
+        heads = config.get("num_attention_heads", int)
+        hidden_size = config.get("hidden_size", int)
+        context = config.get("max_position_embeddings", int)
+        if config.get("sliding_window", int, context) < context:
+            raise config.unsupported("`sliding_window` is less than the context: not handled")
+        theta, factor, llama3 = read_rope(config)
+        found = cls(
+            vocab_size=config.get("vocab_size", int),
+            hidden_size=hidden_size,
+            intermediate_size=config.get("intermediate_size", int),
+            num_hidden_layers=config.get("num_hidden_layers", int),
+            num_attention_heads=heads,
+            num_key_value_heads=config.get("num_key_value_heads", int, heads),
+            head_dim=config.get("head_dim", int, hidden_size // max(1, heads)),
+            max_position_embeddings=context,
+            rms_norm_eps=config.number("rms_norm_eps"),
+            rope_theta=theta,
+            rope_factor=factor,
+            rope_llama3=llama3,
+            attention_bias=config.get("attention_bias", bool, False),
+            mlp_bias=config.get("mlp_bias", bool, False),
+            is_interleaved=False,
+        )
+        config.finish()
+        hyperparameters.check(found, config.name)
+        return found
 
 
 _GGUF_LAYER_NAMES = {
@@ -124,7 +183,9 @@ def _attention_inputs(
     graph: Graph, mask: Value, weights: Weights, config: Config
 ) -> blocks.AttentionInputs:
     frequencies = rope.inverse_frequencies(config.rope_theta, config.head_dim) / config.rope_factor
-    if "rope_factors" in weights:  # llama3 scaling: a factor for each frequency
+    if config.rope_llama3 is not None:
+        frequencies = config.rope_llama3.scaled(frequencies)
+    if "rope_factors" in weights:  # the same as GGUF has it: a factor for each frequency
         factors = weights.take("rope_factors", (config.head_dim // 2,)).dense()
         frequencies = rope.divided(frequencies, factors, weights.source)
     last, total = blocks.attention_lengths(graph, mask)
@@ -150,24 +211,46 @@ def _layer(
     shared: blocks.AttentionInputs,
 ) -> tuple[Value, Value]:
     """Return the residual stream and what is to be added to it, both (B, T, E)."""
-    width, inner, head_size = config.hidden_size, config.intermediate_size, config.head_dim
-    queries, keys = config.num_attention_heads * head_size, config.num_key_value_heads * head_size
+    prefix, width, epsilon = f"model.layers.{i}.", config.hidden_size, config.rms_norm_eps
+    norm = weights.take(f"{prefix}input_layernorm.weight", (width,))
+    normed, x = blocks.add_rms_norm(graph, x, update, norm, epsilon)
+    attended = _attention(graph, normed, weights, config, i, shared)
 
-    def take(name: str, *shape: int) -> Weight:
-        return weights.take(f"model.layers.{i}.{name}.weight", shape)
-
-    epsilon = config.rms_norm_eps
-    normed, x = blocks.add_rms_norm(graph, x, update, take("input_layernorm", width), epsilon)
-    qkv = (
-        undo_rotary_permutation(take("self_attn.q_proj", queries, width), head_size),
-        undo_rotary_permutation(take("self_attn.k_proj", keys, width), head_size),
-        take("self_attn.v_proj", keys, width),
-    )
-    heads = blocks.attention(graph, normed, qkv, i, shared)
-    attended = blocks.project(graph, heads, take("self_attn.o_proj", width, queries))
-
-    norm = take("post_attention_layernorm", width)
+    norm = weights.take(f"{prefix}post_attention_layernorm.weight", (width,))
     normed, x = blocks.add_rms_norm(graph, x, attended, norm, epsilon)
-    pair = (take("mlp.gate_proj", inner, width), take("mlp.up_proj", inner, width))
-    down = take("mlp.down_proj", width, inner)
-    return x, blocks.swiglu_mlp(graph, normed, pair, down, f"layer.{i}.gate_up")
+    return x, _feed_forward(graph, normed, weights, config, i)
+
+
+def _attention(
+    graph: Graph,
+    x: Value,
+    weights: Weights,
+    config: Config,
+    i: int,
+    shared: blocks.AttentionInputs,
+) -> Value:
+    """x: (B, T, E) -> (B, T, E)."""
+    prefix, width, head_size = f"model.layers.{i}.self_attn.", config.hidden_size, config.head_dim
+    queries, keys = config.num_attention_heads * head_size, config.num_key_value_heads * head_size
+    rows = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
+    qkv = [weights.take(f"{prefix}{name}.weight", (n, width)) for name, n in rows.items()]
+    if config.is_interleaved:
+        qkv[:2] = [undo_rotary_permutation(weight, head_size) for weight in qkv[:2]]
+    has_bias = config.attention_bias
+    biases = [weights.take(f"{prefix}{name}.bias", (n,)) for name, n in rows.items() if has_bias]
+    heads = blocks.attention(graph, x, qkv, i, shared, biases)
+    output = weights.take(f"{prefix}o_proj.weight", (width, queries))
+    bias = weights.take(f"{prefix}o_proj.bias", (width,)) if has_bias else None
+    return blocks.project(graph, heads, output, bias)
+
+
+def _feed_forward(graph: Graph, x: Value, weights: Weights, config: Config, i: int) -> Value:
+    """x: (B, T, E) -> (B, T, E)."""
+    prefix, width, inner = f"model.layers.{i}.mlp.", config.hidden_size, config.intermediate_size
+    has_bias, pair = config.mlp_bias, ("gate_proj", "up_proj")
+    matrices = [weights.take(f"{prefix}{name}.weight", (inner, width)) for name in pair]
+    biases = [weights.take(f"{prefix}{name}.bias", (inner,)) for name in pair if has_bias]
+    gate, up = blocks.projections(graph, x, matrices, f"layer.{i}.gate_up", biases)
+    down = weights.take(f"{prefix}down_proj.weight", (width, inner))
+    bias = weights.take(f"{prefix}down_proj.bias", (width,)) if has_bias else None
+    return blocks.project(graph, blocks.swiglu(graph, gate, up), down, bias)
