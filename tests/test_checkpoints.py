@@ -1,0 +1,485 @@
+"""Converted checkpoints against transformers' numbers, which are in the pages of tests/checkpoints/."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pickle
+import shutil
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import onnxruntime_genai as genai
+import pytest
+import reflink_copy
+import safetensors.numpy
+from click.testing import CliRunner
+
+from tiny_checkpoint import PAGES, DenseType, TinyCheckpoint
+from weightpkg.cli.convert import command
+from weightpkg.convert.checkpoints import convert_checkpoint
+from weightpkg.digest import hash_file
+from weightpkg.errors import (
+    CheckpointError,
+    PickleError,
+    SafetensorsError,
+    StoreError,
+    TensorMismatchError,
+    UnsupportedArchitectureError,
+    UnsupportedQuantizationError,
+    WeightpkgError,
+)
+from weightpkg.formats.checkpoint import Checkpoint
+from weightpkg.placing import place_file
+from weightpkg.progress import Silence
+from weightpkg.run.model import Model
+from weightpkg.store import tree_digest
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from weightpkg.convert.pipeline import Conversion
+
+NAMES = sorted(page.stem for page in PAGES.glob("*.toml"))
+DECODERS = [name for name in NAMES if name.startswith(("llama", "mistral"))]
+
+# Of the largest logit: both sides compute in float32, in another order.
+TOLERANCE = 1e-5
+
+
+def convert(
+    source: Path, output: Path, place: Callable[[Path, Path], None] = os.link
+) -> Conversion:
+    """Convert a directory; hard links are what onnxruntime has to take."""
+    checkpoint = Checkpoint.find(source)
+    digests = {name: hash_file(path, "sha256") for name, path in checkpoint.files.items()}
+    output.mkdir()
+    return convert_checkpoint(checkpoint, digests, output, Silence(), place)
+
+
+@pytest.fixture
+def convert_page(tmp_path: Path) -> Callable[..., Path]:
+    """Write a page's checkpoint and convert it; `source` beside it is the checkpoint."""
+
+    def make(name: str, dtype: DenseType = "F32", **settings: Any) -> Path:
+        source = tmp_path / f"{name}-{dtype}-source"
+        page = TinyCheckpoint.read(name)
+        page.write(source, dtype, **settings)
+        convert(source, tmp_path / f"{name}-{dtype}")
+        return tmp_path / f"{name}-{dtype}"
+
+    return make
+
+
+def load(directory: Path) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    return ort.InferenceSession(directory / "model.onnx", options)
+
+
+def feed(
+    session: ort.InferenceSession, ids: NDArray[np.int64], past: dict[str, NDArray[np.float32]]
+) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
+    """ids: (B, T) -> logits (B, T, V), and the cache to go on with."""
+    shapes = {value.name: value.shape for value in session.get_inputs()}
+    names = [name for name in shapes if name.startswith("past_key_values")]
+    if not past:
+        past = {name: np.zeros((len(ids), shapes[name][1], 0, shapes[name][3]), np.float32) for name in names}  # fmt: skip
+    total = ids.shape[1] + past[names[0]].shape[2]
+    inputs = {"input_ids": ids, "attention_mask": np.ones((len(ids), total), np.int64), **past}
+    outputs = ["logits", *(name.replace("past_key_values", "present") for name in names)]
+    logits, *present = session.run(outputs, inputs)
+    return logits, dict(zip(names, present, strict=True))
+
+
+def golden(name: str) -> tuple[NDArray[np.int64], list[int], NDArray[np.float32], float]:
+    """Tokens (1, T), columns, logits (T, columns), and what they may differ by."""
+    found = TinyCheckpoint.read(name).golden
+    logits = np.array(found["logits"], np.float32)
+    return np.array([found["tokens"]]), found["columns"], logits, TOLERANCE * np.abs(logits).max()
+
+
+# Decoders
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_logits_equal_those_of_transformers(convert_page: Callable[..., Path], name: str) -> None:
+    tokens, columns, expected, bar = golden(name)
+    logits, _ = feed(load(convert_page(name)), tokens, {})
+    np.testing.assert_allclose(logits[0][:, columns], expected, rtol=0, atol=bar)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_logits_from_the_cache_equal_those_of_transformers(
+    convert_page: Callable[..., Path], name: str
+) -> None:
+    session = load(convert_page(name))
+    tokens, columns, expected, bar = golden(name)
+    logits, past = feed(session, tokens[:, :10], {})
+    np.testing.assert_allclose(logits[0][:, columns], expected[:10], rtol=0, atol=bar)
+    for i in range(10, tokens.shape[1]):
+        logits, past = feed(session, tokens[:, i : i + 1], past)
+        np.testing.assert_allclose(logits[0, 0, columns], expected[i], rtol=0, atol=bar)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("llama", {"rope_theta": 10000}),
+        ("llama", {"rms_norm_eps": 1e-2}),
+        ("llama-bias", {"rope_scaling": None}),
+        ("llama-3", {"rope_parameters": {"rope_theta": 500000.0, "rope_type": "default"}}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else next(iter(value)),
+)
+def test_golden_numbers_tell_one_configuration_from_another(
+    tmp_path: Path, name: str, changes: dict[str, Any]
+) -> None:
+    source = TinyCheckpoint.read(name).changed(**changes).write(tmp_path / "source")
+    convert(source, tmp_path / "out")
+    tokens, columns, expected, bar = golden(name)
+    logits, _ = feed(load(tmp_path / "out"), tokens, {})
+    assert np.abs(logits[0][:, columns] - expected).max() > 20 * bar
+
+
+def test_the_runner_answers_from_a_converted_checkpoint(convert_page: Callable[..., Path]) -> None:
+    directory = convert_page("llama")
+    prompt = "the sky is "
+    with Model(directory, threads=1) as model:
+        ours = model.generate(prompt, max_tokens=16)
+        messages = [{"role": "user", "content": "Hi"}]
+        assert model.render(messages).startswith("<|im_start|>user\nHi<|im_end|>")
+        ids = model._tokenizer.encode(prompt).ids
+    other = genai.Model(str(directory))
+    assert genai.Tokenizer(other).encode(prompt).tolist() == ids
+    parameters = genai.GeneratorParams(other)
+    parameters.set_search_options(max_length=len(ids) + len(ours.tokens), do_sample=False)
+    generator = genai.Generator(other, parameters)
+    generator.append_tokens(np.array([ids], np.int32))
+    while not generator.is_done():
+        generator.generate_next_token()
+    assert generator.get_sequence(0).tolist()[len(ids) :] == list(ours.tokens)
+
+
+# Weights stay where they are
+
+
+@pytest.mark.parametrize("n_shards", [1, 3])
+def test_matrices_in_float32_are_not_copied(
+    convert_page: Callable[..., Path], n_shards: int
+) -> None:
+    directory = convert_page("llama", n_shards=n_shards)
+    source = directory.with_name(f"{directory.name}-source")
+    shards = sorted(path.name for path in source.glob("*.safetensors"))
+    assert len(shards) == n_shards
+    for name in shards:
+        assert (directory / name).samefile(source / name)
+    in_place = [size for file, _, size in external_places(directory) if file in shards]
+    shapes = TinyCheckpoint.read("llama").shapes.values()
+    assert sum(in_place) == 4 * sum(int(np.prod(shape)) for shape in shapes if len(shape) == 2)
+    tables = 2 * 64 * 8 * 4
+    assert (directory / "model.onnx.data").stat().st_size < tables + 4096
+    session = load(directory)
+    tokens, columns, expected, bar = golden("llama")
+    np.testing.assert_allclose(
+        feed(session, tokens, {})[0][0][:, columns], expected, rtol=0, atol=bar
+    )
+
+
+def external_places(directory: Path) -> list[tuple[str, int, int]]:
+    """File, offset and length of each external tensor, each within its file."""
+    model = onnx.load(directory / "model.onnx", load_external_data=False)
+    places = []
+    for proto in model.graph.initializer:
+        if proto.external_data:
+            entries = {entry.key: entry.value for entry in proto.external_data}
+            file, start, size = entries["location"], int(entries["offset"]), int(entries["length"])
+            assert start + size <= (directory / file).stat().st_size
+            places.append((file, start, size))
+    return places
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16"])
+def test_other_types_are_converted_once_to_float32(
+    convert_page: Callable[..., Path], tmp_path: Path, dtype: DenseType
+) -> None:
+    directory = convert_page("llama", dtype)
+    assert not list(directory.glob("*.safetensors"))
+    assert {place[0] for place in external_places(directory)} == {"model.onnx.data"}
+    wide = widened(tmp_path / f"llama-{dtype}-source", tmp_path / "wide")
+    convert(wide, tmp_path / "wide-out")
+    tokens = golden("llama")[0]
+    narrow, _ = feed(load(directory), tokens, {})
+    exact, _ = feed(load(tmp_path / "wide-out"), tokens, {})
+    np.testing.assert_allclose(narrow, exact, rtol=0, atol=1e-5)
+
+
+def widened(source: Path, target: Path) -> Path:
+    """The same numbers in float32, by the reference library."""
+    shutil.copytree(source, target)
+    with safetensors.safe_open(source / "model.safetensors", "numpy") as file:
+        names = list(file.keys())
+        tensors = {name: file.get_tensor(name).astype(np.float32) for name in names}
+    safetensors.numpy.save_file(tensors, target / "model.safetensors")
+    return target
+
+
+def test_numbers_that_are_not_aligned_are_copied(tmp_path: Path) -> None:
+    source = TinyCheckpoint.read("llama").write(tmp_path / "source")
+    path = source / "model.safetensors"
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = content[8 : 8 + size] + b" "
+    path.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + size :])
+    convert(source, tmp_path / "out")
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    tokens, columns, expected, bar = golden("llama")
+    logits, _ = feed(load(tmp_path / "out"), tokens, {})
+    np.testing.assert_allclose(logits[0][:, columns], expected, rtol=0, atol=bar)
+
+
+def test_two_conversions_are_the_same_to_the_bit(
+    convert_page: Callable[..., Path], tmp_path: Path
+) -> None:
+    first = convert_page("llama", "BF16")
+    again = tmp_path / "again"
+    convert(tmp_path / "llama-BF16-source", again)
+    assert tree_digest(first) == tree_digest(again)
+    for path in first.iterdir():
+        assert path.read_bytes() == (again / path.name).read_bytes(), path.name
+
+
+def test_a_head_that_is_written_though_tied_must_be_the_embedding(tmp_path: Path) -> None:
+    tied = TinyCheckpoint.read("llama").changed(tie_word_embeddings=True)
+    source = tied.write(tmp_path / "source")
+    with pytest.raises(TensorMismatchError, match=r"`lm_head\.weight` differ"):
+        convert(source, tmp_path / "out")
+    tensors = tied.tensors()
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    safetensors.numpy.save_file(tensors, source / "model.safetensors")
+    convert(source, tmp_path / "again")
+    assert (tmp_path / "again" / "model.safetensors").samefile(source / "model.safetensors")
+
+
+# What is not handled is refused
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "error", "reason"),
+    [
+        ("llama", {"hidden_act": "gelu"}, UnsupportedArchitectureError, "`hidden_act` is gelu"),
+        ("llama", {"model_type": "gptx"}, UnsupportedArchitectureError, "model type `gptx`"),
+        ("llama", {"architectures": ["LlamaForSequenceClassification"]}, UnsupportedArchitectureError, "`architectures`"),
+        ("llama", {"some_new_scale": 2.0}, UnsupportedArchitectureError, "`some_new_scale` may change"),
+        ("llama", {"auto_map": {"AutoModel": "evil.Model"}}, UnsupportedArchitectureError, "code of its own"),
+        ("llama", {"quantization_config": {"quant_method": "new"}}, UnsupportedArchitectureError, "`quantization_config"),
+        ("llama", {"rope_scaling": {"type": "yarn", "factor": 2.0}}, UnsupportedArchitectureError, "`yarn`"),
+        ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0, "more": 1}}, UnsupportedArchitectureError, "`rope_scaling.more`"),
+        ("llama", {"rope_scaling": {"type": "linear", "factor": -2.0}}, UnsupportedArchitectureError, "rope_factor"),
+        ("llama", {"rope_scaling": {"type": "linear"}}, CheckpointError, "`rope_scaling.factor`: is missing"),
+        ("llama-3", {"rope_parameters": {"rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4, "original_max_position_embeddings": 16}}, UnsupportedArchitectureError, "in order"),
+        ("llama", {"partial_rotary_factor": 0.5}, UnsupportedArchitectureError, "`partial_rotary_factor`"),
+        ("llama", {"num_hidden_layers": 10**9}, UnsupportedArchitectureError, "num_hidden_layers"),
+        ("llama", {"vocab_size": "302"}, CheckpointError, "must be a whole number"),
+        ("llama", {"vocab_size": True}, CheckpointError, "must be a whole number"),
+        ("llama", {"rms_norm_eps": "small"}, CheckpointError, "must be a number"),
+        ("llama", {"rope_scaling": "linear"}, CheckpointError, "must be an object"),
+        ("llama", {"hidden_size": None}, CheckpointError, "`hidden_size`: is missing"),
+        ("llama", {"eos_token_id": 302}, CheckpointError, "`eos_token_id`: is not one of 302 tokens"),
+        ("llama", {"eos_token_id": [1, "2"]}, CheckpointError, "`eos_token_id`: is not one of 302"),
+        ("llama", {"num_hidden_layers": 1}, TensorMismatchError, r"no use for `model\.layers\.1"),
+        ("llama", {"num_hidden_layers": 3}, TensorMismatchError, r"`model\.layers\.2.* is missing"),
+        ("llama", {"attention_bias": True}, TensorMismatchError, r"q_proj\.bias` is missing"),
+        ("llama-bias", {"mlp_bias": False}, TensorMismatchError, r"no use for .*down_proj\.bias"),
+        ("llama", {"intermediate_size": 128}, TensorMismatchError, "has shape"),
+        ("mistral", {"sliding_window": 32}, UnsupportedArchitectureError, "`sliding_window`"),
+        ("mistral", {"sliding_window": None}, CheckpointError, "`sliding_window`: is missing"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)  # fmt: skip
+def test_refuses_a_configuration(
+    tmp_path: Path, name: str, changes: dict[str, Any], error: type[WeightpkgError], reason: str
+) -> None:
+    source = TinyCheckpoint.read(name).changed(**changes).write(tmp_path / "source")
+    with pytest.raises(error, match=reason):
+        convert(source, tmp_path / "out")
+
+
+def test_a_key_that_is_null_false_or_of_the_library_is_no_obstacle(tmp_path: Path) -> None:
+    source = TinyCheckpoint.read("llama").write(tmp_path / "source")
+    config = json.loads((source / "config.json").read_bytes())
+    odd = {"rope_scaling": None, "new_feature": False, "_from": "x", "quantization_config": None}
+    (source / "config.json").write_text(json.dumps({**config, **odd}))
+    convert(source, tmp_path / "out")
+
+
+def with_file(source: Path, name: str, content: bytes) -> Path:
+    (source / name).unlink(missing_ok=True)
+    (source / name).write_bytes(content)
+    return source
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("config.json", b"{", "is not JSON"),
+        ("config.json", b"[]", "is not an object"),
+        ("config.json", b'{"a": 1, "a": 2}', "is there twice"),
+        ("config.json", b" " * 1024 * 1024 + b"{}", "more than 1,048,576"),
+        ("generation_config.json", b'{"eos_token_id": NaN}', "NaN is not"),
+        ("tokenizer.json", b"{}", "has no `model.vocab`"),
+        ("tokenizer.json", b'{"model": {"vocab": {"a": 302}}}', "id 302 is not one of 302"),
+        ("tokenizer.json", b'{"model": {"vocab": {"a": -1}}}', "not a whole number"),
+        ("tokenizer.json", b'{"model": {"vocab": {}}, "added_tokens": [{"id": 9999}]}', "id 9999"),
+        ("tokenizer.json", json.dumps({"model": {"vocab": [["a", 0.0]] * 303}}).encode(), "id 302"),
+        ("tokenizer_config.json", b'{"chat_template": 5}', "not a string"),
+        ("tokenizer_config.json", b'{"model_max_length": 1e999}', "too large"),
+        ("tokenizer_config.json", json.dumps({"chat_template": 65537 * "a"}).encode(), "65,536"),
+        ("chat_template.jinja", b"\xff", "not UTF-8"),
+        ("chat_template.jinja", 65537 * b"a", "65,537 bytes, more than 65,536"),
+    ],
+)
+def test_refuses_a_document(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
+    source = TinyCheckpoint.read("llama").write(tmp_path / "source")
+    with pytest.raises(CheckpointError, match=reason) as caught:
+        convert(with_file(source, name, content), tmp_path / "out")
+    assert f"source/{name}`" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_refuses_a_checkpoint_without_a_document(tmp_path: Path, name: str) -> None:
+    source = TinyCheckpoint.read("llama").write(tmp_path / "source")
+    (source / name).unlink()
+    with pytest.raises(CheckpointError, match="is not there"):
+        convert(source, tmp_path / "out")
+
+
+def test_refuses_tensors_of_a_type_that_is_not_converted(tmp_path: Path) -> None:
+    source = TinyCheckpoint.read("llama").write(tmp_path / "source")
+    tensors = {name: values.astype(np.float64) for name, values in TinyCheckpoint.read("llama").tensors().items()}  # fmt: skip
+    safetensors.numpy.save_file(tensors, source / "model.safetensors")
+    with pytest.raises(UnsupportedQuantizationError, match="has type F64"):
+        convert(source, tmp_path / "out")
+
+
+def test_refuses_pickles_where_there_are_no_other_weights(tmp_path: Path) -> None:
+    source = TinyCheckpoint.read("llama").write(tmp_path / "source")
+    (source / "pytorch_model.bin").write_bytes(pickle.dumps({"a": 1}))
+    Checkpoint.find(source)
+    (source / "model.safetensors").unlink()
+    with pytest.raises(PickleError, match="pytorch_model"):
+        Checkpoint.find(source)
+    (source / "pytorch_model.bin").unlink()
+    with pytest.raises(SafetensorsError, match="has neither"):
+        Checkpoint.find(source)
+
+
+def test_one_of_two_sets_of_weights_is_named(tmp_path: Path) -> None:
+    source = TinyCheckpoint.read("llama").write(tmp_path / "source", n_shards=2)
+    first = source / "model-00001-of-00002.safetensors"
+    shutil.copy(first, source / "model.safetensors")
+    with pytest.raises(SafetensorsError, match="has both"):
+        Checkpoint.find(source)
+    index = Checkpoint.find(source / "model.safetensors.index.json")
+    assert sorted(index.files)[4:] == ["tokenizer.json", "tokenizer_config.json"]
+    with index.open_weights() as weights:
+        assert len(weights.files) == 2
+    single = Checkpoint.find(source / "model.safetensors")
+    assert list(single.open_weights().files) == ["model.safetensors"]
+    with pytest.raises(SafetensorsError, match="has both"):
+        Checkpoint("m", {**single.files, **index.files}).open_weights()
+    with pytest.raises(SafetensorsError, match="has neither"):
+        Checkpoint("m", {}).open_weights()
+
+
+# Tokenizers are carried over
+
+
+def test_a_tokenizer_keeps_its_bytes_unless_it_cuts_or_pads(tmp_path: Path) -> None:
+    source = TinyCheckpoint.read("llama").write(tmp_path / "source")
+    content = (source / "tokenizer.json").read_bytes()
+    convert(source, tmp_path / "plain")
+    assert (tmp_path / "plain" / "tokenizer.json").read_bytes() == content
+    document = json.loads(content)
+    cut = {"max_length": 8, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
+    with_file(source, "tokenizer.json", json.dumps({**document, "truncation": cut}).encode())
+    convert(source, tmp_path / "cut")
+    assert json.loads((tmp_path / "cut" / "tokenizer.json").read_bytes()) == document
+
+
+def test_special_tokens_and_template_are_gathered(tmp_path: Path) -> None:
+    source = TinyCheckpoint.read("llama").write(tmp_path / "source")
+    config = {
+        "eos_token": {"content": "<|im_end|>", "lstrip": False},
+        "chat_template": [
+            {"name": "tools", "template": "no"},
+            {"name": "default", "template": "yes"},
+        ],
+        "auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]},
+    }
+    with_file(source, "tokenizer_config.json", json.dumps(config).encode())
+    special = {"eos_token": "<|endoftext|>", "pad_token": {"content": "<|im_start|>"}}
+    with_file(source, "special_tokens_map.json", json.dumps(special).encode())
+    with_file(source, "generation_config.json", b'{"eos_token_id": 2, "pad_token_id": -1}')
+    convert(source, tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "tokenizer_config.json").read_bytes())
+    expected = {"eos_token": "<|im_end|>", "pad_token": "<|im_start|>", "chat_template": "yes"}
+    assert found == expected
+    model = json.loads((tmp_path / "out" / "genai_config.json").read_bytes())["model"]
+    assert (model["bos_token_id"], model["eos_token_id"]) == (1, [2])
+    assert "pad_token_id" not in model
+    with_file(source, "chat_template.jinja", b"mine")
+    convert(source, tmp_path / "again")
+    found = json.loads((tmp_path / "again" / "tokenizer_config.json").read_bytes())
+    assert found == {**expected, "chat_template": "mine"}
+
+
+# The command line
+
+
+def test_the_command_line_adds_next_to_nothing_to_the_disk(tmp_path: Path) -> None:
+    source = TinyCheckpoint.read("llama").write(tmp_path / "source")
+    weights = source / "model.safetensors"
+    weights.chmod(0o640)
+    result = CliRunner().invoke(command, [str(source), "-o", str(tmp_path / "out")], obj=False)
+    assert result.exit_code == 0, result.output
+    assert "llama, wrote 0." in result.stderr
+    assert weights.stat().st_mode & 0o777 == 0o640
+    placed = tmp_path / "out" / "model.safetensors"
+    assert placed.read_bytes() == weights.read_bytes()
+    manifest = tomllib.loads((tmp_path / "out" / "weightpkg.toml").read_text())
+    rows = {row["path"]: row for row in manifest["files"]}
+    assert rows["model.safetensors"]["blake3"] == hash_file(weights, "blake3").hex
+    sources = {row["path"]: row["sha256"] for row in manifest["sources"]}
+    assert sources.keys() == {path.name for path in source.iterdir()}
+    assert sources["model.safetensors"] == hash_file(weights, "sha256").hex
+
+
+def test_a_file_is_copied_where_the_disk_can_do_no_better(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    source = with_file(tmp_path, "source", b"content") / "source"
+    link = tmp_path / "link"
+    link.symlink_to(source)
+    place_file(link, tmp_path / "placed")
+    assert not (tmp_path / "placed").is_symlink()
+    monkeypatch.setattr(reflink_copy, "reflink", refuse)
+    place_file(source, tmp_path / "linked")
+    assert (tmp_path / "linked").samefile(source)
+    monkeypatch.setattr(os, "link", refuse)
+    place_file(source, tmp_path / "copied")
+    assert not (tmp_path / "copied").samefile(source)
+    for name in ("placed", "linked", "copied"):
+        assert (tmp_path / name).read_bytes() == b"content"
+    with pytest.raises(StoreError, match="No such file"):
+        place_file(tmp_path / "none", tmp_path / "nothing")
