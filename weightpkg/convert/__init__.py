@@ -38,7 +38,8 @@ ARCHITECTURES = {
 """`general.architecture` to the module in `archs`; no other module is ever imported for a file."""
 
 
-MODEL_TYPES = {"llama": "llama", "mistral": "llama"}
+DECODERS = {"llama": "llama", "mistral": "llama"}
+ENCODERS = {"bert": "bert"}
 """The same for `model_type` of a checkpoint's config.json."""
 
 

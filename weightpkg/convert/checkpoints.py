@@ -7,18 +7,22 @@ caller puts into the model directory. Those in other types are converted once to
 from __future__ import annotations
 
 import importlib
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol, Self, cast
 
-from weightpkg.convert import CONVERTER_VERSION, MODEL_TYPES, conversion_key
+from weightpkg.convert import CONVERTER_VERSION, DECODERS, ENCODERS, conversion_key
 from weightpkg.convert.directory import ModelDirectory
 from weightpkg.convert.genai import DecoderConfig, genai_config
-from weightpkg.convert.graph import DATA_FILE, Graph
+from weightpkg.convert.graph import DATA_FILE, Graph, Value
 from weightpkg.convert.hf_config import HFConfig
 from weightpkg.convert.hf_tokenizer import read_tokenizer
 from weightpkg.convert.pipeline import Conversion
+from weightpkg.convert.sentence import (
+    add_sentence_embedding,
+    read_max_length,
+    read_sentence_head,
+)
 from weightpkg.convert.weights import Weights, read_safetensors
 from weightpkg.digest import Digest
 from weightpkg.errors import TensorMismatchError, UnsupportedArchitectureError, shown
@@ -33,23 +37,48 @@ PlaceFile = Callable[[Path, Path], None]
 """Puts the first file where the second path says; it must not change from then on."""
 
 
-class CheckpointConfig(DecoderConfig, Protocol):
+class CheckpointConfig(Protocol):
     """The `Config` class of an architecture."""
+
+    vocab_size: int
+    hidden_size: int
+    max_position_embeddings: int
 
     @classmethod
     def from_hf(cls, config: HFConfig, /) -> Self:
         """Read config.json."""
 
 
+class CheckpointDecoderConfig(DecoderConfig, CheckpointConfig, Protocol):
+    """The same of a decoder."""
+
+
 class Architecture(Protocol):
     """What a module of `archs` has for checkpoints."""
 
-    Config: type[CheckpointConfig]
-    HF_IGNORED: re.Pattern[str]
+    def canonical_name(self, name: str, /) -> str | None:
+        """Return a tensor's canonical name, None if there is no use for it."""
+
+
+class Decoder(Architecture, Protocol):
+    """What a decoder's has: one that writes text."""
+
+    Config: type[CheckpointDecoderConfig]
     TIED_BY_DEFAULT: bool
 
-    def build(self, graph: Graph, weights: Weights, config: CheckpointConfig, /) -> None:
+    def build(self, graph: Graph, weights: Weights, config: CheckpointDecoderConfig, /) -> None:
         """Add the whole model to the graph."""
+
+
+class Encoder(Architecture, Protocol):
+    """What an encoder's has: one that makes vectors of text."""
+
+    Config: type[CheckpointConfig]
+
+    def build(
+        self, graph: Graph, weights: Weights, config: CheckpointConfig, /
+    ) -> tuple[Value, Value]:
+        """Add the whole model to the graph; return its last hidden state and attention mask."""
 
 
 def convert_checkpoint(
@@ -77,8 +106,9 @@ def convert_checkpoint(
     architecture = _architecture(config, kind)
     graph, output = Graph(kind), ModelDirectory(directory)
     with checkpoint.open_weights() as tensors:
-        weights = read_safetensors(tensors, architecture.HF_IGNORED)
-        documents = _build_decoder(graph, checkpoint, config, architecture, weights)
+        weights = read_safetensors(tensors, architecture.canonical_name)
+        build = _build_encoder if kind in ENCODERS else _build_decoder
+        documents = build(graph, checkpoint, config, architecture, weights)
         weights.finish()
         _write_data(graph, checkpoint, output, progress, place)
         source_size = sum(checkpoint.files[name].stat().st_size for name in tensors.files)
@@ -91,13 +121,14 @@ def convert_checkpoint(
 
 
 def _architecture(config: HFConfig, kind: str) -> Architecture:
-    module = MODEL_TYPES.get(kind)
-    if module is None:
+    model_types = DECODERS | ENCODERS
+    if kind not in model_types:
         raise UnsupportedArchitectureError(
             f"`{config.name}`: model type `{shown(kind)}` is not converted yet",
-            hint=f"those that are: {', '.join(sorted(MODEL_TYPES))}",
+            hint=f"those that are: {', '.join(sorted(model_types))}",
         )
-    return cast("Architecture", importlib.import_module(f"weightpkg.convert.archs.{module}"))
+    module = importlib.import_module(f"weightpkg.convert.archs.{model_types[kind]}")
+    return cast("Architecture", module)
 
 
 def _write_data(
@@ -127,11 +158,12 @@ def _build_decoder(
     weights: Weights,
 ) -> dict[str, bytes]:
     """Add the model to the graph; return the files that belong to it."""
-    is_tied = config.get("tie_word_embeddings", bool, architecture.TIED_BY_DEFAULT)
-    sizes = architecture.Config.from_hf(config)
+    decoder = cast("Decoder", architecture)
+    is_tied = config.get("tie_word_embeddings", bool, decoder.TIED_BY_DEFAULT)
+    sizes = decoder.Config.from_hf(config)
     tokenizer = read_tokenizer(checkpoint, sizes.vocab_size)
     _settle_head(weights, is_tied=is_tied)
-    architecture.build(graph, weights, sizes)
+    decoder.build(graph, weights, sizes)
     return {**tokenizer.files(), "genai_config.json": genai_config(sizes, tokenizer)}
 
 
@@ -145,6 +177,25 @@ def _settle_head(weights: Weights, *, is_tied: bool) -> None:
         weights.drop_copy(_HEAD, next(filter(weights.__contains__, _EMBEDDINGS), ""))
     elif _HEAD not in weights:
         raise TensorMismatchError(f"`{weights.source}`: tensor `{_HEAD}` is missing")
+
+
+def _build_encoder(
+    graph: Graph,
+    checkpoint: Checkpoint,
+    config: HFConfig,
+    architecture: Architecture,
+    weights: Weights,
+) -> dict[str, bytes]:
+    """Add the model to the graph, with what makes one vector of a text if the checkpoint says so."""
+    encoder = cast("Encoder", architecture)
+    sizes = encoder.Config.from_hf(config)
+    head = read_sentence_head(checkpoint, sizes.hidden_size)
+    length = read_max_length(checkpoint, sizes.max_position_embeddings)
+    tokenizer = read_tokenizer(checkpoint, sizes.vocab_size, max_length=length)
+    x, mask = encoder.build(graph, weights, sizes)
+    if head is not None:
+        add_sentence_embedding(graph, x, mask, head)
+    return tokenizer.files()
 
 
 def _provenance(

@@ -7,12 +7,16 @@ https://github.com/huggingface/transformers/blob/v4.57.0/src/transformers/config
 
 from __future__ import annotations
 
+import math
+from dataclasses import fields
 from typing import TYPE_CHECKING, TypeVar
 
 from weightpkg.convert.rope import Llama3Scaling
 from weightpkg.errors import CheckpointError, UnsupportedArchitectureError, shown
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from weightpkg.formats.json_text import JSON
 
 T = TypeVar("T")
@@ -34,22 +38,32 @@ unsloth_fixed unsloth_version use_bfloat16 use_cache
 """
 _NAMES: dict[type, str] = {bool: "true or false", int: "a whole number", str: "a string"}
 
+_LIMITS = {
+    "vocab_size": 2**24,
+    "hidden_size": 2**17,
+    "intermediate_size": 2**20,
+    "num_hidden_layers": 1024,
+    "num_attention_heads": 1024,
+    "max_position_embeddings": 2**20,
+    "type_vocab_size": 2**20,
+}
+
 
 class HFConfig:
     """The keys of one object; null is as good as not there."""
 
-    def __init__(self, name: str, fields: dict[str, JSON], *, path: str = "") -> None:
+    def __init__(self, name: str, keys: dict[str, JSON], *, path: str = "") -> None:
         """Take all keys.
 
         Args:
             name: what to call the file in errors.
-            fields: of the object.
+            keys: of the object, with their values.
             path: where in the file it lies, such as `rope_scaling.`.
         """
         self.name = name
-        self._fields = {key: value for key, value in fields.items() if value is not None}
+        self._fields = {key: value for key, value in keys.items() if value is not None}
         self._path = path
-        self._keys = set(fields)
+        self._keys = set(keys)
         self._read: set[str] = set()
 
     def __contains__(self, key: str) -> bool:
@@ -134,6 +148,24 @@ class HFConfig:
 
     def _misread(self, key: str, wanted: str) -> CheckpointError:
         return CheckpointError(self.name, f"key `{self._path}{key}`", f"must be {wanted}")
+
+
+def check_sizes(found: DataclassInstance, config: HFConfig) -> None:
+    """Refuse numbers that no model has, before anything is computed from them.
+
+    Args:
+        found: an architecture's `Config`; every number with a fraction in it must be positive.
+        config: where it was read.
+
+    Raises:
+        UnsupportedArchitectureError: names the field.
+    """
+    for field in fields(found):
+        value, limit = getattr(found, field.name), _LIMITS.get(field.name)
+        if limit is not None and not 1 <= value <= limit:
+            raise config.unsupported(f"{field.name} is {value}, not 1 to {limit}")
+        if isinstance(value, float) and not (math.isfinite(value) and value > 0):
+            raise config.unsupported(f"{field.name} is {value}, which is not a positive number")
 
 
 def read_rope(config: HFConfig) -> tuple[float, float, Llama3Scaling | None]:

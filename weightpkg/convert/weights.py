@@ -6,7 +6,6 @@ tensor that nobody asked for is as much an error as one that is missing.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -197,22 +196,35 @@ def _vector(rows: Rows, start: int, stop: int) -> Blocks | NDArray[np.float32]:
     return values if isinstance(values, Blocks) else values[0, start:stop]
 
 
-def read_safetensors(checkpoint: SafetensorsCheckpoint, ignored: re.Pattern[str]) -> Weights:
-    """Return a checkpoint's tensors, which have their canonical names already.
+def read_safetensors(
+    checkpoint: SafetensorsCheckpoint, canonical_name: Callable[[str], str | None]
+) -> Weights:
+    """Return a checkpoint's tensors under their canonical names.
 
     Args:
         checkpoint: open files.
-        ignored: matches names of tensors that the architecture has no use for, such as buffers that
-            it computes itself.
+        canonical_name: takes a tensor's name; None leaves it out, as the architecture has no use
+            for it, such as a buffer that it computes itself.
 
     Raises:
+        TensorMismatchError: two tensors have one canonical name.
         UnsupportedQuantizationError: a tensor has a type that is not converted.
     """
-    tensors = [t for t in checkpoint.tensors.values() if not ignored.fullmatch(t.name)]
-    return Weights(checkpoint.name, [_safetensors_weight(checkpoint, t) for t in tensors])
+    found: dict[str, SafetensorsTensor] = {}
+    for tensor in checkpoint.tensors.values():
+        name = canonical_name(tensor.name)
+        if name in found:
+            both = f"`{found[name].name}` and `{tensor.name}`"
+            raise TensorMismatchError(f"`{checkpoint.name}`: tensors {both} are the same one")
+        if name is not None:
+            found[name] = tensor
+    weights = [_safetensors_weight(checkpoint, tensor, name) for name, tensor in found.items()]
+    return Weights(checkpoint.name, weights)
 
 
-def _safetensors_weight(checkpoint: SafetensorsCheckpoint, tensor: SafetensorsTensor) -> Weight:
+def _safetensors_weight(
+    checkpoint: SafetensorsCheckpoint, tensor: SafetensorsTensor, name: str
+) -> Weight:
     layout = tensor.dtype.layout
     if layout is None:
         raise UnsupportedQuantizationError(
@@ -231,7 +243,7 @@ def _safetensors_weight(checkpoint: SafetensorsCheckpoint, tensor: SafetensorsTe
     # a file's header has any length: numbers that are not aligned are copied to where they are
     is_usable = layout.dtype == "float32" and tensor.start % 4 == 0
     place = Place(checkpoint.file_of(tensor), tensor.start) if is_usable else None
-    return Weight(tensor.name, tensor.shape, layout, rows, place=place)
+    return Weight(name, tensor.shape, layout, rows, place=place)
 
 
 def refuse_differences(source: str, first: Weight, second: Weight) -> None:

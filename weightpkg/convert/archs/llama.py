@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 # Where these are missing, the configuration classes of transformers do not mean the same.
 _REQUIRED = {"llama": (), "mistral": ("num_key_value_heads", "sliding_window")}
 
-HF_IGNORED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
-"""Tensors that are computed from the configuration."""
+# What is computed from the configuration, and was written out all the same.
+_BUFFER = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
 TIED_BY_DEFAULT = False
 """Whether the embedding is the head as well, where config.json does not say."""
@@ -139,6 +139,11 @@ _GGUF_LAYER_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+
+
+def canonical_name(name: str) -> str | None:
+    """Return the canonical name of a checkpoint's tensor; None if there is no use for it."""
+    return None if _BUFFER.fullmatch(name) else name
 
 
 def gguf_names(config: Config) -> dict[str, str]:

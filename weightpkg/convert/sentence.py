@@ -1,0 +1,193 @@
+"""What sentence-transformers puts on an encoder: one vector for a text, as a part of the graph.
+
+`modules.json` lists the steps: the encoder, pooling over its tokens, and perhaps normalisation.
+https://github.com/UKPLab/sentence-transformers/blob/v5.1.0/sentence_transformers/models/Pooling.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from onnx import TensorProto
+
+from weightpkg.convert.graph import Graph, Value
+from weightpkg.errors import UnsupportedArchitectureError, shown
+from weightpkg.formats.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from weightpkg.formats.json_text import JSON
+
+_MODULES = "modules.json"
+_WIDTHS = ("word_embedding_dimension", "embedding_dimension")
+_POOLING_KEYS = {*_WIDTHS, "include_prompt", "pooling_mode"}
+
+# Before `pooling_mode` there was a switch for each; in the order of their vectors.
+_SWITCHES = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SentenceHead:
+    """How a text's vector, of `width` numbers, is made of the vectors of its tokens."""
+
+    poolings: tuple[str, ...]
+    is_normalized: bool
+    width: int
+
+
+def read_sentence_head(checkpoint: Checkpoint, width: int) -> SentenceHead | None:
+    """Read `modules.json` and what it names; None if the checkpoint has no such file.
+
+    Args:
+        checkpoint: its files.
+        width: of the encoder's vectors.
+
+    Raises:
+        CheckpointError: a file is missing or malformed.
+        UnsupportedArchitectureError: a step that is not known.
+    """
+    if _MODULES not in checkpoint:
+        return None
+    steps = _read_modules(checkpoint)
+    kinds = [kind for kind, _ in steps]
+    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+        raise _unsupported(checkpoint, _MODULES, f"the modules {', '.join(kinds)}")
+    if steps[0][1]:
+        raise _unsupported(checkpoint, _MODULES, "an encoder that is not in the first directory")
+    poolings = _read_poolings(checkpoint, f"{steps[1][1]}/config.json", width)
+    is_normalized = kinds[-1] == "Normalize"
+    return SentenceHead(poolings=poolings, is_normalized=is_normalized, width=len(poolings) * width)
+
+
+def _read_modules(checkpoint: Checkpoint) -> list[tuple[str, str]]:
+    """Return the kind of each step and the directory that it is in."""
+    modules = checkpoint.document(_MODULES)
+    if not isinstance(modules, list):
+        raise checkpoint.error(_MODULES, "is not a list")
+    steps = []
+    for module in modules:
+        fields = module if isinstance(module, dict) else {}
+        kind, path = fields.get("type"), fields.get("path")
+        if not isinstance(kind, str) or not isinstance(path, str):
+            raise checkpoint.error(_MODULES, "a module has no type or no path")
+        library, _, _ = kind.partition(".")
+        if library != "sentence_transformers":
+            raise _unsupported(checkpoint, _MODULES, f"a module of type {shown(kind)}")
+        steps.append((shown(kind.rpartition(".")[2]), path))
+    return steps
+
+
+def _read_poolings(checkpoint: Checkpoint, name: str, width: int) -> tuple[str, ...]:
+    """Return the ways of pooling that are switched on; their vectors are put side by side."""
+    fields = checkpoint.fields(name)
+    if unknown := sorted(fields.keys() - _POOLING_KEYS - _SWITCHES.keys()):
+        raise _unsupported(checkpoint, name, f"`{shown(unknown[0])}`")
+    for key, handled in (*((key, width) for key in _WIDTHS), ("include_prompt", True)):
+        if fields.get(key, handled) != handled:
+            raise _unsupported(checkpoint, name, f"`{key}` that is not {handled}")
+    modes: JSON = fields.get("pooling_mode")
+    if modes is None:
+        modes = [mode for key, mode in _SWITCHES.items() if fields.get(key)] or "mean"
+    modes = modes if isinstance(modes, list) else [modes]
+    found = tuple(mode for mode in modes if isinstance(mode, str) and mode in _POOLINGS)
+    if len(found) != len(modes) or not found:
+        raise _unsupported(checkpoint, name, f"pooling by {shown(' and '.join(map(str, modes)))}")
+    return found
+
+
+def _unsupported(checkpoint: Checkpoint, name: str, what: str) -> UnsupportedArchitectureError:
+    return UnsupportedArchitectureError(f"`{checkpoint.name}/{name}`: {what}: not handled")
+
+
+def add_sentence_embedding(graph: Graph, x: Value, mask: Value, head: SentenceHead) -> None:
+    """x: (B, T, E), mask: (B, T) int64, 0 for padding -> the output `sentence_embedding` (B, width)."""
+    vectors = [_POOLINGS[pooling](graph, x, mask) for pooling in head.poolings]
+    (y,) = graph.op("Concat", vectors, attributes={"axis": 1}) if vectors[1:] else vectors
+    if head.is_normalized:
+        y = _normalize(graph, y)
+    (y,) = graph.op("Identity", (y,), outputs=("sentence_embedding",))
+    graph.output(y, np.float32, ("batch_size", head.width))
+
+
+def _mean(graph: Graph, x: Value, mask: Value) -> Value:
+    """The mean over the tokens that are not padding."""
+    seen = _as_column(graph, mask)  # (B, T, 1)
+    (kept,) = graph.op("Mul", (x, seen))
+    axes = graph.constant(np.array([1], np.int64), "axes")
+    (total,) = graph.op("ReduceSum", (kept, axes), attributes={"keepdims": 0})
+    (count,) = graph.op("ReduceSum", (seen, axes), attributes={"keepdims": 0})
+    (count,) = graph.op("Max", (count, graph.constant(np.array(1e-9, np.float32), "least")))
+    return graph.op("Div", (total, count))[0]
+
+
+def _cls(graph: Graph, x: Value, _: Value) -> Value:
+    """The first token."""
+    index = graph.constant(np.array(0, np.int64), "first")
+    return graph.op("Gather", (x, index), attributes={"axis": 1})[0]
+
+
+def _max(graph: Graph, x: Value, mask: Value) -> Value:
+    """The largest of the tokens that are not padding, for each of E."""
+    attributes = {"to": int(TensorProto.BOOL)}
+    (seen,) = graph.op("Cast", (_as_column(graph, mask),), attributes=attributes)
+    lowest = graph.constant(np.array(-1e9, np.float32), "lowest")
+    (kept,) = graph.op("Where", (seen, x, lowest))
+    axes = graph.constant(np.array([1], np.int64), "axes")
+    return graph.op("ReduceMax", (kept, axes), attributes={"keepdims": 0})[0]
+
+
+def _as_column(graph: Graph, mask: Value) -> Value:
+    """mask: (B, T) int64 -> (B, T, 1) float32."""
+    (column,) = graph.op("Cast", (mask,), attributes={"to": int(TensorProto.FLOAT)})
+    return graph.op("Unsqueeze", (column, graph.constant(np.array([2], np.int64), "axes")))[0]
+
+
+def _normalize(graph: Graph, y: Value) -> Value:
+    """y: (B, width) -> y divided by its length."""
+    axes = graph.constant(np.array([1], np.int64), "axes")
+    (length,) = graph.op("ReduceL2", (y, axes))
+    (length,) = graph.op("Max", (length, graph.constant(np.array(1e-12, np.float32), "least")))
+    return graph.op("Div", (y, length))[0]
+
+
+_POOLINGS: dict[str, Callable[[Graph, Value, Value], Value]] = {
+    "cls": _cls,
+    "max": _max,
+    "mean": _mean,
+}
+
+
+def read_max_length(checkpoint: Checkpoint, limit: int) -> int:
+    """Return how many tokens of a text are used: what sentence-transformers takes, at most `limit`.
+
+    Raises:
+        CheckpointError: a file is malformed.
+        UnsupportedArchitectureError: texts are changed before the tokenizer gets them.
+    """
+    name, lengths = "sentence_bert_config.json", [limit]
+    if name in checkpoint:
+        fields = checkpoint.fields(name)
+        if fields.get("do_lower_case"):
+            raise _unsupported(checkpoint, name, "`do_lower_case`")
+        lengths.append(_length(checkpoint, name, "max_seq_length", fields))
+    name = "tokenizer_config.json"
+    if len(lengths) == 1 and name in checkpoint:
+        lengths.append(_length(checkpoint, name, "model_max_length", checkpoint.fields(name)))
+    return min(length for length in lengths if length)
+
+
+def _length(checkpoint: Checkpoint, name: str, key: str, fields: dict[str, JSON]) -> int:
+    """Return a number of tokens; 0 where there is none."""
+    value = fields.get(key) or 0
+    if not isinstance(value, int | float) or value < 0:
+        raise checkpoint.error(name, "is not a number of tokens", place=f"key `{key}`")
+    return int(min(value, 2**30))
