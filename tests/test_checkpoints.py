@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from weightpkg.convert.pipeline import Conversion
+    from weightpkg.convert.quantize import Quantization
 
 NAMES = sorted(page.stem for page in PAGES.glob("*.toml"))
 DECODERS = [name for name in NAMES if name.startswith(("llama", "mistral"))]
@@ -59,14 +60,14 @@ DECODERS = [name for name in NAMES if name.startswith(("llama", "mistral"))]
 TOLERANCE = 1e-5
 
 
-def convert(
-    source: Path, output: Path, place: Callable[[Path, Path], None] = os.link
-) -> Conversion:
+def convert(source: Path, output: Path, *, quantization: Quantization | None = None) -> Conversion:
     """Convert a directory; hard links are what onnxruntime has to take."""
     checkpoint = Checkpoint.find(source)
     digests = {name: hash_file(path, "sha256") for name, path in checkpoint.files.items()}
     output.mkdir()
-    return convert_checkpoint(checkpoint, digests, output, Silence(), place)
+    return convert_checkpoint(
+        checkpoint, digests, output, Silence(), os.link, quantization=quantization
+    )
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -23,8 +23,13 @@ if TYPE_CHECKING:
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="A new directory."
 )
+@click.option(
+    "--quantize",
+    type=click.Choice(["q4", "q8"]),
+    help="Make blocks of 4 or 8 bits of a checkpoint's dense matrices.",
+)
 @click.pass_obj
-def command(quiet: bool, source: Path, output: Path) -> None:
+def command(quiet: bool, source: Path, output: Path, quantize: Literal["q4", "q8"] | None) -> None:
     """Convert a model that no index names to an ONNX model directory.
 
     SOURCE is a GGUF file, or a directory of safetensors and what belongs to them (config.json,
@@ -36,7 +41,12 @@ def command(quiet: bool, source: Path, output: Path) -> None:
     progress = make_progress(quiet=quiet)
     start = time.perf_counter()
     is_checkpoint = source.is_dir() or source.suffix in {".safetensors", ".json"}
-    done = (_convert_checkpoint if is_checkpoint else _convert_gguf)(source, output, progress)
+    if is_checkpoint:
+        done = _convert_checkpoint(source, output, quantize, progress)
+    elif quantize is None:
+        done = _convert_gguf(source, output, progress)
+    else:
+        raise click.UsageError("--quantize: the weights of a GGUF file are converted as they are")
     ratio = done.size / done.source_size
     seconds = time.perf_counter() - start
     progress.note(
@@ -53,7 +63,9 @@ def _convert_gguf(source: Path, output: Path, progress: Progress) -> Conversion:
         return convert(source, digest, directory, progress)
 
 
-def _convert_checkpoint(source: Path, output: Path, progress: Progress) -> Conversion:
+def _convert_checkpoint(
+    source: Path, output: Path, quantize: Literal["q4", "q8"] | None, progress: Progress
+) -> Conversion:
     from weightpkg.convert.checkpoints import convert_checkpoint
     from weightpkg.formats.checkpoint import Checkpoint
     from weightpkg.placing import kept_modes, place_file
@@ -62,4 +74,6 @@ def _convert_checkpoint(source: Path, output: Path, progress: Progress) -> Conve
         checkpoint = Checkpoint.find(source)
         digests = {name: hash_file(path, "sha256") for name, path in checkpoint.files.items()}
     with kept_modes(checkpoint.files.values()), files.new_directory(output) as directory:
-        return convert_checkpoint(checkpoint, digests, directory, progress, place_file)
+        return convert_checkpoint(
+            checkpoint, digests, directory, progress, place_file, quantization=quantize
+        )

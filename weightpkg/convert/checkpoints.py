@@ -18,6 +18,7 @@ from weightpkg.convert.graph import DATA_FILE, Graph, Value
 from weightpkg.convert.hf_config import HFConfig
 from weightpkg.convert.hf_tokenizer import read_tokenizer
 from weightpkg.convert.pipeline import Conversion
+from weightpkg.convert.quantize import Quantization, quantizer
 from weightpkg.convert.sentence import (
     add_sentence_embedding,
     read_max_length,
@@ -87,6 +88,8 @@ def convert_checkpoint(
     directory: Path,
     progress: Progress,
     place: PlaceFile,
+    *,
+    quantization: Quantization | None = None,
 ) -> Conversion:
     """Convert a checkpoint.
 
@@ -96,6 +99,7 @@ def convert_checkpoint(
         directory: an empty directory; on an error, what was written is left to the caller.
         progress: told of the bytes of weights as they are written.
         place: puts a file of weights that the graph points into in the directory.
+        quantization: what to make of dense matrices; None leaves them as they are.
 
     Raises:
         FormatError: a file is malformed.
@@ -107,16 +111,21 @@ def convert_checkpoint(
     graph, output = Graph(kind), ModelDirectory(directory)
     with checkpoint.open_weights() as tensors:
         weights = read_safetensors(tensors, architecture.canonical_name)
+        if quantization is not None:
+            weights = weights.changed(quantizer(quantization))
         build = _build_encoder if kind in ENCODERS else _build_decoder
         documents = build(graph, checkpoint, config, architecture, weights)
         weights.finish()
         _write_data(graph, checkpoint, output, progress, place)
         source_size = sum(checkpoint.files[name].stat().st_size for name in tensors.files)
-    key = conversion_key([digests[name] for name in checkpoint.files])
+    options = {} if quantization is None else {"quantize": quantization}
+    key = conversion_key(
+        [digests[name] for name in checkpoint.files], [f"{k}={v}" for k, v in options.items()]
+    )
     output.write("model.onnx", graph.model({"weightpkg.conversion": key}))
     for name, content in documents.items():
         output.write(name, content)
-    files = output.finish(_provenance(kind, checkpoint, digests))
+    files = output.finish({**_provenance(kind, checkpoint, digests), **options})
     return Conversion(kind, source_size, files, frozenset(graph.locations))
 
 

@@ -120,6 +120,10 @@ class Weights:
         if copy is not None:
             refuse_differences(self.source, self.take(original, copy.shape), copy)
 
+    def changed(self, change: Callable[[Weight], Weight]) -> Weights:
+        """Return the same tensors, each after a change that keeps name and shape."""
+        return Weights(self.source, map(change, self._tensors.values()))
+
     def finish(self) -> None:
         """Refuse tensors that nobody took.
 
@@ -247,17 +251,21 @@ def _safetensors_weight(
 
 
 def refuse_differences(source: str, first: Weight, second: Weight) -> None:
-    """Refuse two dense tensors of one shape that are said to be the same and are not.
+    """Refuse two tensors of one shape and layout that are said to be the same and are not.
 
     Raises:
         TensorMismatchError: they are not.
     """
     for one, other in zip(first.slices(), second.slices(), strict=True):
-        if isinstance(one, Blocks) or isinstance(other, Blocks) or not np.array_equal(one, other):
+        if not all(map(np.array_equal, _arrays(one), _arrays(other))):
             raise TensorMismatchError(
                 f"`{source}`: `{first.name}` and `{second.name}` differ, "
                 "where the configuration says that they are one"
             )
+
+
+def _arrays(values: Blocks | NDArray[np.float32]) -> tuple[NDArray[np.generic], ...]:
+    return (values.q, values.scale) if isinstance(values, Blocks) else (values,)
 
 
 def reorder_rows(
