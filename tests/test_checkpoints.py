@@ -446,7 +446,7 @@ def test_a_head_that_is_written_though_tied_must_be_the_embedding(tmp_path: Path
         ("llama", {"architectures": ["LlamaForSequenceClassification"]}, UnsupportedArchitectureError, "`architectures`"),
         ("llama", {"some_new_scale": 2.0}, UnsupportedArchitectureError, "`some_new_scale` may change"),
         ("llama", {"auto_map": {"AutoModel": "evil.Model"}}, UnsupportedArchitectureError, "code of its own"),
-        ("llama", {"quantization_config": {"quant_method": "new"}}, UnsupportedArchitectureError, "`quantization_config"),
+        ("llama", {"quantization_config": {"quant_method": "new"}}, UnsupportedQuantizationError, "method `new`"),
         ("llama", {"rope_scaling": {"type": "yarn", "factor": 2.0}}, UnsupportedArchitectureError, "`yarn`"),
         ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0, "more": 1}}, UnsupportedArchitectureError, "`rope_scaling.more`"),
         ("llama", {"rope_scaling": {"type": "linear", "factor": -2.0}}, UnsupportedArchitectureError, "rope_factor"),
@@ -489,7 +489,13 @@ def test_refuses_a_configuration(
 def test_a_key_that_is_null_false_or_of_the_library_is_no_obstacle(tmp_path: Path) -> None:
     source = TinyCheckpoint.read("llama").write(tmp_path / "source")
     config = json.loads((source / "config.json").read_bytes())
-    odd = {"rope_scaling": None, "new_feature": False, "_from": "x", "quantization_config": None}
+    odd: dict[str, Any] = {
+        "rope_scaling": None,
+        "new_feature": False,
+        "pruned_heads": {},
+        "_from": "x",
+        "quantization_config": None,
+    }
     (source / "config.json").write_text(json.dumps({**config, **odd}))
     convert(source, tmp_path / "out")
 

@@ -47,7 +47,8 @@ class Matrix:
 
     Of blocks, q: (N, k_blocks, bytes) uint8, scale: (N, k_blocks) float32 and, where the layout has
     offsets, offset: (k_blocks, N) float32, times block_size. Of a dense weight (`layout` None),
-    q: (N, K) float32 and nothing else.
+    q: (N, K) float32 and nothing else. columns: (K,) int32, which input each column is of, None where
+    they are in the inputs' order.
     """
 
     shape: tuple[int, int]
@@ -55,6 +56,7 @@ class Matrix:
     q: External
     scale: External | None = None
     offset: External | None = None
+    columns: Value | None = None
 
 
 def add_matrix(graph: Graph, name: str, weights: Sequence[Weight]) -> Matrix:
@@ -71,7 +73,7 @@ def add_matrix(graph: Graph, name: str, weights: Sequence[Weight]) -> Matrix:
             (Tensor(_FLOAT32, (rows, width)),),
             lambda: (piece for weight in weights for piece in weight.slices()),  # type: ignore[misc]
         )
-        return Matrix((rows, width), None, *graph.external(name, payload))
+        return Matrix((rows, width), None, graph.external(name, payload)[0])
     k_blocks = width // layout.block_size
     tensors = [
         Tensor(_UINT8, (rows, k_blocks, layout.block_size * layout.bits // 8)),
@@ -80,7 +82,11 @@ def add_matrix(graph: Graph, name: str, weights: Sequence[Weight]) -> Matrix:
     if layout.has_offset:
         tensors.append(Tensor(_FLOAT32, (k_blocks, rows)))
     payload = Payload(tuple(tensors), lambda: _block_slices(weights, rows, k_blocks))
-    return Matrix((rows, width), layout, *graph.external(name, payload))
+    q, scale, *offset = graph.external(name, payload)
+    columns = None
+    if (order := weights[0].columns) is not None:
+        columns = graph.constant(order.astype(np.int32), f"{name}.columns")
+    return Matrix((rows, width), layout, q, scale, offset[0] if offset else None, columns)
 
 
 def _block_slices(
@@ -111,6 +117,8 @@ def linear(graph: Graph, x: Value, matrix: Matrix) -> Value:
         inputs = (x, matrix.q.value)
         (y,) = graph.op("FusedMatMul", inputs, domain=MICROSOFT, attributes={"transB": 1})
         return y
+    if matrix.columns is not None:
+        (x,) = graph.op("Gather", (x, matrix.columns), attributes={"axis": -1})
     rows, width = matrix.shape
     layout = matrix.layout
     assert matrix.scale is not None  # noqa: S101  blocks have scales

@@ -17,6 +17,8 @@ from weightpkg.convert.genai import DecoderConfig, genai_config
 from weightpkg.convert.graph import DATA_FILE, Graph, Value
 from weightpkg.convert.hf_config import HFConfig
 from weightpkg.convert.hf_tokenizer import read_tokenizer
+from weightpkg.convert.packed import Packing, read_packed
+from weightpkg.convert.packings import read_packing
 from weightpkg.convert.pipeline import Conversion
 from weightpkg.convert.quantize import Quantization, quantizer
 from weightpkg.convert.sentence import (
@@ -28,6 +30,7 @@ from weightpkg.convert.weights import Weights, read_safetensors
 from weightpkg.digest import Digest
 from weightpkg.errors import TensorMismatchError, UnsupportedArchitectureError, shown
 from weightpkg.formats.checkpoint import Checkpoint
+from weightpkg.formats.safetensors import SafetensorsCheckpoint
 from weightpkg.progress import Progress
 
 _EMBEDDINGS = ("model.embed_tokens.weight",)
@@ -110,7 +113,7 @@ def convert_checkpoint(
     architecture = _architecture(config, kind)
     graph, output = Graph(kind), ModelDirectory(directory)
     with checkpoint.open_weights() as tensors:
-        weights = read_safetensors(tensors, architecture.canonical_name)
+        weights = _read_weights(tensors, architecture, read_packing(config))
         if quantization is not None:
             weights = weights.changed(quantizer(quantization))
         build = _build_encoder if kind in ENCODERS else _build_decoder
@@ -138,6 +141,14 @@ def _architecture(config: HFConfig, kind: str) -> Architecture:
         )
     module = importlib.import_module(f"weightpkg.convert.archs.{model_types[kind]}")
     return cast("Architecture", module)
+
+
+def _read_weights(
+    tensors: SafetensorsCheckpoint, architecture: Architecture, packing: Packing | None
+) -> Weights:
+    if packing is None:
+        return read_safetensors(tensors, architecture.canonical_name)
+    return read_packed(tensors, architecture.canonical_name, packing)
 
 
 def _write_data(

@@ -98,6 +98,16 @@ class HFConfig:
             raise self._misread(key, "an object")
         return HFConfig(self.name, value, path=f"{self._path}{key}.") if value else None
 
+    def groups(self, key: str) -> list[HFConfig]:
+        """Return the objects within an object, in the order of their keys; errors as `group`."""
+        group = self.group(key)
+        found = [group.group(name) for name in sorted(group._fields)] if group else []
+        return [each for each in found if each is not None]
+
+    def ignore(self, *keys: str) -> None:
+        """Say that keys do not change the mathematics."""
+        self._read.update(keys)
+
     def require(self, *keys: str) -> None:
         """Refuse keys that are not there, not even as null.
 
@@ -120,7 +130,7 @@ class HFConfig:
             raise self.unsupported(f"`{self._path}{key}` is {found}, which is not handled")
 
     def finish(self) -> None:
-        """Refuse keys that nobody read.
+        """Refuse keys that nobody read; those that begin with _ are the library's own.
 
         Raises:
             UnsupportedArchitectureError: names the first of them.
@@ -128,12 +138,16 @@ class HFConfig:
         if "auto_map" in self._fields:
             raise self.unsupported("`auto_map` says that code of its own computes the model")
         rest = self._fields.keys() - self._read - set(_WITHOUT_INFLUENCE.split())
-        # what is false is switched off; what begins with _ is the library's own
-        unknown = sorted(k for k in rest if self._fields[k] is not False and k[:1] != "_")
+        unknown = sorted(key for key in rest if not self._is_off(key) and key[:1] != "_")
         if unknown:
             key = shown(f"{self._path}{unknown[0]}")
             reason = f"`{key}` may change what the model computes, and is not handled"
             raise self.unsupported(reason)
+
+    def _is_off(self, key: str) -> bool:
+        """Whether a value is false or empty; 0 is a number like others."""
+        value = self._fields[key]
+        return isinstance(value, bool | str | list | dict) and not value
 
     def unsupported(self, reason: str) -> UnsupportedArchitectureError:
         """An error to be raised by the caller."""

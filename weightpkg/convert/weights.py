@@ -6,7 +6,7 @@ tensor that nobody asked for is as much an error as one that is missing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -43,7 +43,8 @@ class Weight:
 
     shape: (N, K) or (N,); `rows(start, stop)` gives rows of the first axis, as `Blocks` for a
     block layout and as (stop - start, K) or (stop - start,) float32 for a dense one. Both ends
-    must be multiples of `row_step`. `place` is where a dense one lies as it is, in float32.
+    must be multiples of `row_step`. `place` is where a dense one lies as it is, in float32;
+    `columns` (K,) says which input each column is of, where they are not in the inputs' order.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Weight:
     rows: Rows
     row_step: int = 1
     place: Place | None = None
+    columns: NDArray[np.int64] | None = None
 
     def dense(self) -> NDArray[np.float32]:
         """Read the whole of a small dense tensor.
@@ -78,9 +80,13 @@ class Weight:
 class Weights:
     """The tensors of one model file."""
 
-    def __init__(self, source: str, tensors: Iterable[Weight]) -> None:
+    def __init__(
+        self, source: str, tensors: Iterable[Weight], *, if_not_zero: Collection[str] = ()
+    ) -> None:
+        """Take tensors; those named in `if_not_zero` may be left over if they are all zeros."""
         self.source = source
         self._tensors = {weight.name: weight for weight in tensors}
+        self._if_not_zero = if_not_zero
         self._used: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
@@ -122,7 +128,20 @@ class Weights:
 
     def changed(self, change: Callable[[Weight], Weight]) -> Weights:
         """Return the same tensors, each after a change that keeps name and shape."""
-        return Weights(self.source, map(change, self._tensors.values()))
+        tensors = map(change, self._tensors.values())
+        return Weights(self.source, tensors, if_not_zero=self._if_not_zero)
+
+    def extended(self, tensors: Iterable[Weight], *, if_not_zero: Collection[str]) -> Weights:
+        """Return these and others.
+
+        Raises:
+            TensorMismatchError: a tensor is among both.
+        """
+        added = {weight.name: weight for weight in tensors}
+        if both := sorted(added.keys() & self._tensors.keys()):
+            raise TensorMismatchError(f"`{self.source}`: tensor `{both[0]}` is there twice")
+        everything = [*self._tensors.values(), *added.values()]
+        return Weights(self.source, everything, if_not_zero=if_not_zero)
 
     def finish(self) -> None:
         """Refuse tensors that nobody took.
@@ -131,6 +150,7 @@ class Weights:
             TensorMismatchError: names them.
         """
         left = sorted(self._tensors.keys() - self._used)
+        left = [n for n in left if n not in self._if_not_zero or self._tensors[n].dense().any()]
         if left:
             names = ", ".join(f"`{name}`" for name in left[:5])
             more = f" and {len(left) - 5} more" if len(left) > 5 else ""
@@ -328,7 +348,15 @@ def alike(weights: Iterable[Weight]) -> Iterator[list[Weight]]:
 def _continues(first: Weight, second: Weight) -> bool:
     if (first.layout, first.shape[1:]) != (second.layout, second.shape[1:]):
         return False
+    if not _are_equal(first.columns, second.columns):
+        return False
     if first.place is None or second.place is None:
         return first.place is second.place
     n_bytes = 4 * int(np.prod(first.shape, dtype=np.int64))
     return second.place == Place(first.place.file, first.place.offset + n_bytes)
+
+
+def _are_equal(first: NDArray[np.int64] | None, second: NDArray[np.int64] | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    return np.array_equal(first, second)
