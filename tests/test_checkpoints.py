@@ -579,6 +579,38 @@ def test_one_of_two_sets_of_weights_is_named(tmp_path: Path) -> None:
         Checkpoint("m", {}).open_weights()
 
 
+ODD: list[Any] = [None, True, False, 0, -1, 3, 10**6, 10**30, 0.5, 1e308, "", "x", 9999 * "a", [], [None], {}, [{}], "../x"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_refuses_or_converts_any_mutation_of_a_document(tmp_path: Path, name: str) -> None:
+    page = TinyCheckpoint.read(name)
+    source = page.write(tmp_path / "source")
+    names = ["config.json", "tokenizer.json", "tokenizer_config.json", *page.documents]
+    for seed in range(40):
+        random = np.random.default_rng(seed)
+        document = names[seed % len(names)]
+        content = (source / document).read_bytes()
+        mutated = mutate(json.loads(content), random)
+        (source / document).write_text(json.dumps(mutated))
+        try:
+            convert(source, tmp_path / str(seed))
+        except WeightpkgError as error:
+            assert len(str(error)) < 500  # noqa: PT017
+        (source / document).write_bytes(content)
+
+
+def mutate(document: Any, random: np.random.Generator) -> Any:
+    """Put something odd in place of a value somewhere in a document."""
+    odd = ODD[random.integers(len(ODD))]
+    keys = list(document) if isinstance(document, dict) else range(len(document))
+    key = keys[random.integers(len(keys))]
+    below = document[key]
+    is_deeper = isinstance(below, dict | list) and below and random.integers(3)
+    document[key] = mutate(below, random) if is_deeper else odd
+    return document
+
+
 # Tokenizers are carried over
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
@@ -81,11 +82,15 @@ def quantize(values: NDArray[np.float32], layout: BlockLayout) -> Blocks:
     integers = np.empty(blocks.shape, np.uint8)
     scale = np.empty(len(blocks), np.float32)
     middle = np.float32(1 << (layout.bits - 1))
-    for start in range(0, len(blocks), _CHUNK):
+
+    def fill(start: int) -> None:
         part = slice(start, start + _CHUNK)
         w = np.ascontiguousarray(blocks[part].T)  # (block_size, blocks): sums are over whole rows
         scale[part] = _best_scale(w, layout.bits)
         integers[part] = (_nearest(w, _reciprocal(scale[part]), layout.bits) + middle).T
+
+    with ThreadPoolExecutor() as pool:  # NumPy computes without Python's lock
+        list(pool.map(fill, range(0, len(blocks), _CHUNK)))
     shape = (n_rows, width // layout.block_size)
     q = integers.reshape(*shape, layout.block_size)
     packed = q if layout.bits == 8 else q[..., ::2] | (q[..., 1::2] << np.uint8(4))
