@@ -201,7 +201,8 @@ def test_after_a_restart_a_chunk_that_the_disk_has_lost_comes_again(
         file.write(bytes(CHUNK))
     other_boot(monkeypatch)
     with begin(path) as partial:
-        assert list(partial.spans) == [(0, CHUNK), (2 * CHUNK, 5 * CHUNK)]
+        # whether the last, short one had been hashed in time is left to chance
+        assert list(partial.spans.gaps(5 * CHUNK)) == [(CHUNK, 2 * CHUNK)]
         assert complete(partial) == fingerprint()
 
 
