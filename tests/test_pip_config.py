@@ -4,10 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
-from pypi_simple import PYPI_SIMPLE_ENDPOINT
 
 from weightpkg.errors import FetchError
 from weightpkg.sources.pip_config import (
+    DEFAULT_INDEX,
     PipConfig,
     config_files,
     parse_pip_config,
@@ -24,7 +24,7 @@ def parse(*texts: str, environ: dict[str, str] | None = None) -> PipConfig:
 
 def test_asks_the_default_index_where_nothing_is_configured() -> None:
     config = parse()
-    assert config.index_urls == (PYPI_SIMPLE_ENDPOINT,)
+    assert config.index_urls == (DEFAULT_INDEX,)
     assert config.find_links == ()
     assert config.transport.cert is None
 
@@ -64,7 +64,7 @@ def test_asks_the_default_index_where_nothing_is_configured() -> None:
             id="empty variable is none",
         ),
         pytest.param(["[global]\nindex_url=http://a/"], {}, "http://a/", id="underscore"),
-        pytest.param(["[list]\nindex-url=http://a/"], {}, PYPI_SIMPLE_ENDPOINT, id="other command"),
+        pytest.param(["[list]\nindex-url=http://a/"], {}, DEFAULT_INDEX, id="other command"),
     ],
 )
 def test_takes_values_in_the_order_of_pip(
@@ -77,7 +77,7 @@ def test_reads_lists_over_spaces_and_lines() -> None:
     config = parse(
         "[global]\nextra-index-url = http://a/\n    http://b/ http://c/\nfind-links = ~/wheels /opt\n"
     )
-    assert config.index_urls == (PYPI_SIMPLE_ENDPOINT, "http://a/", "http://b/", "http://c/")
+    assert config.index_urls == (DEFAULT_INDEX, "http://a/", "http://b/", "http://c/")
     assert config.find_links == (str(HOME / "wheels"), "/opt")
 
 
@@ -179,7 +179,7 @@ def test_the_null_device_turns_all_files_off(tmp_path: Path) -> None:
         return config.index_urls
 
     assert indexes({}) == ("http://a/",)
-    assert indexes({"PIP_CONFIG_FILE": os.devnull}) == (PYPI_SIMPLE_ENDPOINT,)
+    assert indexes({"PIP_CONFIG_FILE": os.devnull}) == (DEFAULT_INDEX,)
 
 
 def test_refuses_a_file_that_is_not_text(tmp_path: Path) -> None:

@@ -139,6 +139,12 @@ def _make_directory(path: Path, *, is_durable: bool) -> None:
         sync_directory(path.parent)
 
 
+def flush(descriptor: int) -> None:
+    """Have the disk take what was written to an open file, as far as it can; nothing depends on it."""
+    with suppress(OSError):
+        getattr(os, "fdatasync", os.fsync)(descriptor)
+
+
 class OpenFile:
     """A file that is written in any order, and can be published under its final name."""
 
@@ -146,14 +152,18 @@ class OpenFile:
         self.path = path
         self._descriptor = descriptor
         self._is_shared = is_shared
+        self._position = 0
 
     def write_at(self, offset: int, data: bytes | memoryview, /) -> None:
         """Write all of the bytes at a place, however few the system takes at a time."""
         rest = memoryview(data)
         with mapped(self.path):
-            os.lseek(self._descriptor, offset, os.SEEK_SET)
+            if offset != self._position:
+                os.lseek(self._descriptor, offset, os.SEEK_SET)
+            self._position = -1  # unknown, until all is written
             while rest.nbytes:
                 rest = rest[disk.write(self._descriptor, rest) :]
+            self._position = offset + memoryview(data).nbytes
 
     def truncate(self, size: int) -> None:
         """Cut the file, or lengthen it with zeros."""

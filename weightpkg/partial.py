@@ -36,6 +36,7 @@ from weightpkg.spans import Span, Spans
 
 _JOURNAL_STEP = 1024 * 1024
 _MAX_JOURNAL = 64 * 1024 * 1024
+_FLUSH_STEP = 128 * 1024 * 1024
 
 
 class WrongChunkError(Exception):
@@ -285,6 +286,7 @@ class _Follower:
         self._is_end = False
         self._is_stopped = False
         self._change = Condition()
+        self._flush: Thread | None = None
         with files.mapped(path):
             self._descriptor = os.open(path, os.O_RDONLY)
         self._thread = Thread(target=self._run, daemon=True, name="weightpkg-hash")
@@ -323,6 +325,8 @@ class _Follower:
             self._is_stopped = True
             self._change.notify_all()
         self._thread.join()
+        if self._flush:
+            self._flush.join()
         os.close(self._descriptor)
 
     def _is_idle(self) -> bool:
@@ -363,6 +367,16 @@ class _Follower:
                 self._news.append((i, digest))
                 self._hashed = end  # not before all of it has gone through both hashes
             self._change.notify_all()
+        if end % _FLUSH_STEP == 0:
+            self._start_flush()
+
+    def _start_flush(self) -> None:
+        """Have the disk take what is there while more comes, so that little is left for the end."""
+        if self._flush is None or not self._flush.is_alive():
+            self._flush = Thread(
+                target=files.flush, args=(self._descriptor,), daemon=True, name="weightpkg-flush"
+            )
+            self._flush.start()
 
 
 @dataclass(frozen=True, slots=True)

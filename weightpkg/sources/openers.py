@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from weightpkg.package import FileSource, HfSource, HttpsSource, PypiSource, Source
 from weightpkg.sources import Content
@@ -14,8 +14,10 @@ from weightpkg.sources.hf import HubOpener, Listing
 from weightpkg.sources.https import HttpsOpener
 from weightpkg.sources.local import LocalOpener
 from weightpkg.sources.pip_config import PipConfig
-from weightpkg.sources.pypi import PypiOpener
 from weightpkg.sources.transport import Transport
+
+if TYPE_CHECKING:
+    from weightpkg.sources.pypi import PypiOpener
 
 
 class Openers:
@@ -33,18 +35,24 @@ class Openers:
     ) -> None:
         self._stack = ExitStack()
         self._environ = environ
-        self._settings = config.transport
-        transport = self._stack.enter_context(Transport(config.transport))
-        self._pypi = PypiOpener(config, transport, temp_dir=temp_dir)
-        self._https = HttpsOpener(transport)
+        self._config = config
+        self._temp_dir = temp_dir
+        self._transport = self._stack.enter_context(Transport(config.transport))
+        self._https = HttpsOpener(self._transport)
         self._local = LocalOpener(index_dir)
 
     @cached_property
     def hub(self) -> HubOpener:
         """What opens and lists Hugging Face repositories."""
-        hub = HubOpener.from_environment(self._settings, self._environ)
+        hub = HubOpener.from_environment(self._config.transport, self._environ)
         self._stack.callback(hub.close)
         return hub
+
+    @cached_property
+    def _pypi(self) -> PypiOpener:
+        from weightpkg.sources.pypi import PypiOpener  # noqa: PLC0415  slow to import
+
+        return PypiOpener(self._config, self._transport, temp_dir=self._temp_dir)
 
     def __call__(
         self, source: Source, start: int = 0, end: int | None = None

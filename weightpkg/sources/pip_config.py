@@ -17,10 +17,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pypi_simple import PYPI_SIMPLE_ENDPOINT
-
 from weightpkg.errors import FetchError
 from weightpkg.sources.transport import Origin, TransportSettings, origin, split_credentials
+
+DEFAULT_INDEX = "the default index"
+"""Stands in `index_urls` for the one that pip asks if nobody says otherwise; no address has spaces."""
 
 _SECTIONS = ("global", "install", "download")
 _TRUE = {"y", "yes", "t", "true", "on", "1"}
@@ -38,7 +39,7 @@ class PipConfig:
     """
 
     find_links: tuple[str, ...] = ()
-    index_urls: tuple[str, ...] = (PYPI_SIMPLE_ENDPOINT,)
+    index_urls: tuple[str, ...] = (DEFAULT_INDEX,)
     transport: TransportSettings
 
 
@@ -109,7 +110,7 @@ def parse_pip_config(
     """
     values = _merge(files, environ)
     offline = _boolean(values, "no-index")
-    indexes = values.get("index-url", PYPI_SIMPLE_ENDPOINT).split()
+    indexes = values["index-url"].split() if "index-url" in values else [DEFAULT_INDEX]
     indexes += values.get("extra-index-url", "").split()
     credentials: dict[Origin, tuple[str, str]] = {}
     find_links = [

@@ -24,14 +24,19 @@ from urllib.request import url2pathname
 from packaging.tags import sys_tags
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 from packaging.version import InvalidVersion
-from pypi_simple import ACCEPT_JSON_PREFERRED, ProjectPage, UnsupportedRepoVersionError
+from pypi_simple import (
+    ACCEPT_JSON_PREFERRED,
+    PYPI_SIMPLE_ENDPOINT,
+    ProjectPage,
+    UnsupportedRepoVersionError,
+)
 
 from weightpkg.digest import Digest, hash_file
 from weightpkg.errors import DigestMismatchError, FetchError, StoreError
 from weightpkg.package import PypiSource
 from weightpkg.sources import Content
 from weightpkg.sources.local import LocalFile
-from weightpkg.sources.pip_config import PipConfig
+from weightpkg.sources.pip_config import DEFAULT_INDEX, PipConfig
 from weightpkg.sources.remote import open_remote
 from weightpkg.sources.transport import Transport, redacted
 from weightpkg.sources.wheel import MissingMemberError, open_member
@@ -84,7 +89,7 @@ class PypiOpener:
 
     def _open(self, source: PypiSource, stack: ExitStack) -> Content:
         project = canonicalize_name(source.project)
-        indexes = (f"{url.rstrip('/')}/{project}/" for url in self._config.index_urls)
+        indexes = (f"{_index_url(url)}/{project}/" for url in self._config.index_urls)
         errors: list[FetchError] = []
         for place in (*self._config.find_links, *indexes):
             try:
@@ -146,6 +151,10 @@ class PypiOpener:
             raise StoreError(f"`{self._temp_dir}`: {error.strerror}") from error
         _check_digest(wheel, Digest("sha256", sha256.hexdigest()))
         return file
+
+
+def _index_url(url: str) -> str:
+    return (PYPI_SIMPLE_ENDPOINT if url == DEFAULT_INDEX else url).rstrip("/")
 
 
 def read_place(place: str, project: str, transport: Transport) -> list[Wheel]:
