@@ -181,14 +181,18 @@ def convert_blobs(
         FormatError: a file is malformed.
         ConvertError: a file cannot be converted.
     """
-    from weightpkg.convert.pipeline import convert as convert_file  # noqa: PLC0415  needs NumPy
+    from weightpkg.convert.child import convert as convert_in_child  # noqa: PLC0415  for its own time
 
-    (file,) = files
-    source = store.blob(file.sha256)
-    if source is None:
-        raise StoreError(f"`{file.path}`: its blob is missing", hint="weightpkg verify --repair")
+    sources = [convert.SourceFile(_blob(file, store), file.sha256, file.path) for file in files]
     start = time.perf_counter()
-    done = convert_file(source, file.sha256, directory, progress, name=file.path)
+    done = convert_in_child(convert.format_of([file.path for file in files]), sources, directory, progress)
     seconds = time.perf_counter() - start
     ratio = done.size / done.source_size
-    progress.note(f"converted {file.path} to ONNX in {seconds:.1f} s, {ratio:.2f} times its size")
+    progress.note(f"converted {files[0].path} to ONNX in {seconds:.1f} s, {ratio:.2f} times its size")
+
+
+def _blob(file: InstalledFile, store: Store) -> Path:
+    path = store.blob(file.sha256)
+    if path is None:
+        raise StoreError(f"`{file.path}`: its blob is missing", hint="weightpkg verify --repair")
+    return path

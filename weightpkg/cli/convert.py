@@ -15,7 +15,7 @@ from weightpkg.errors import StoreError
 from weightpkg.progress import Progress
 
 if TYPE_CHECKING:
-    from weightpkg.convert.pipeline import Conversion
+    from weightpkg.convert.directory import Conversion
 
 
 @click.command("convert")
@@ -44,7 +44,7 @@ def command(quiet: bool, source: Path, output: Path, quantize: Literal["q4", "q8
     if is_checkpoint:
         done = _convert_checkpoint(source, output, quantize, progress)
     elif quantize is None:
-        done = _convert_gguf(source, output, progress)
+        done = _convert_file(source, output, progress)
     else:
         raise click.UsageError("--quantize: the weights of a GGUF file are converted as they are")
     ratio = done.size / done.source_size
@@ -54,13 +54,15 @@ def command(quiet: bool, source: Path, output: Path, quantize: Literal["q4", "q8
     )
 
 
-def _convert_gguf(source: Path, output: Path, progress: Progress) -> Conversion:
-    from weightpkg.convert.pipeline import convert
+def _convert_file(source: Path, output: Path, progress: Progress) -> Conversion:
+    from weightpkg.convert import SourceFile, format_of
+    from weightpkg.convert.child import convert
 
     with files.mapped(source):
         digest = hash_file(source, "sha256")
     with files.new_directory(output) as directory:
-        return convert(source, digest, directory, progress)
+        file = SourceFile(source, digest, str(source))
+        return convert(format_of([source.name]), [file], directory, progress)
 
 
 def _convert_checkpoint(

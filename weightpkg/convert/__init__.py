@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from weightpkg.digest import Digest
 
@@ -41,6 +43,20 @@ ARCHITECTURES = {
 DECODERS = {"llama": "llama", "mistral": "llama"}
 ENCODERS = {"bert": "bert"}
 """The same for `model_type` of a checkpoint's config.json."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A file to be converted. name: what to call it, as a blob's path tells nobody anything."""
+
+    path: Path
+    digest: Digest
+    name: str
+
+
+def format_of(names: Sequence[str]) -> str:
+    """Return the format of files that are to be converted, by their names."""
+    return "onnx" if any(name.endswith(".onnx") for name in names) else "gguf"
 
 
 def conversion_key(sources: Sequence[Digest], options: Sequence[str] = ()) -> str:
