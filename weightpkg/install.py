@@ -185,10 +185,14 @@ def convert_blobs(
 
     sources = [convert.SourceFile(_blob(file, store), file.sha256, file.path) for file in files]
     start = time.perf_counter()
-    done = convert_in_child(convert.format_of([file.path for file in files]), sources, directory, progress)
+    done = convert_in_child(
+        convert.format_of([file.path for file in files]), sources, directory, progress
+    )
     seconds = time.perf_counter() - start
     ratio = done.size / done.source_size
-    progress.note(f"converted {files[0].path} to ONNX in {seconds:.1f} s, {ratio:.2f} times its size")
+    progress.note(
+        f"converted {files[0].path} to ONNX in {seconds:.1f} s, {ratio:.2f} times its size"
+    )
 
 
 def _blob(file: InstalledFile, store: Store) -> Path:

@@ -187,6 +187,7 @@ class _Clock:
 
     def __exit__(self, *_: object) -> None:
         self._timer.cancel()
+        self._timer.join()
 
 
 def _exit_code(process: subprocess.Popen[str]) -> int | None:

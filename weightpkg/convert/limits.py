@@ -74,17 +74,21 @@ class Limits:
         usage = resource.getrusage(resource.RUSAGE_SELF)
         if (present := _address_space()) is not None:
             _set(resource.RLIMIT_AS, present + self.memory)
-        _set(resource.RLIMIT_CPU, int(usage.ru_utime + usage.ru_stime) + self.cpu_s)
+        # at the first limit the system says why, at the second it only kills
+        cpu_s = int(usage.ru_utime + usage.ru_stime) + self.cpu_s
+        _set(resource.RLIMIT_CPU, cpu_s, cpu_s + 5)
         _set(resource.RLIMIT_FSIZE, self.file_size)
         _set(resource.RLIMIT_NOFILE, self.open_files)
         _set(resource.RLIMIT_CORE, 0)
 
 
-def _set(kind: int, value: int) -> None:
-    hard = resource.getrlimit(kind)[1]
-    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+def _set(kind: int, soft: int, hard: int | None = None) -> None:
+    present = resource.getrlimit(kind)[1]
+    wanted = (soft, soft if hard is None else hard)
+    if present != resource.RLIM_INFINITY:
+        wanted = (min(wanted[0], present), min(wanted[1], present))
     with suppress(ValueError, OSError):  # not every system has every limit
-        resource.setrlimit(kind, (value, value))
+        resource.setrlimit(kind, wanted)
 
 
 def _address_space() -> int | None:
