@@ -19,8 +19,8 @@ from weightpkg.digest import Digest
 CONVERTER_VERSION = 1
 """Goes up with every change of the bytes that a conversion writes."""
 
-FORMATS = ("gguf",)
-"""File formats that are converted."""
+FORMATS = ("gguf", "onnx")
+"""File formats that are converted; ONNX is checked and stays as it is."""
 
 ARCHITECTURES = {
     "llama": "llama",

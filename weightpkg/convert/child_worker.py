@@ -66,15 +66,17 @@ class Channel:
 
 def load_work(form: str) -> Work:
     """Import what converts a format, and return it."""
-    from weightpkg.convert.pipeline import convert  # noqa: PLC0415  has threads
+    if form == "onnx":
+        from weightpkg.convert import published  # noqa: PLC0415  what it imports has threads
 
-    def convert_gguf(
-        sources: Sequence[SourceFile], directory: Path, progress: Progress
-    ) -> Conversion:
+        return published.convert
+    from weightpkg.convert import pipeline  # noqa: PLC0415  the same
+
+    def convert(sources: Sequence[SourceFile], directory: Path, progress: Progress) -> Conversion:
         (source,) = sources
-        return convert(source.path, source.digest, directory, progress, name=source.name)
+        return pipeline.convert(source.path, source.digest, directory, progress, name=source.name)
 
-    return {"gguf": convert_gguf}[form]
+    return convert
 
 
 def main(load: Callable[[str], Work] = load_work) -> NoReturn:
