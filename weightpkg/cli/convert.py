@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 def command(quiet: bool, source: Path, output: Path, quantize: Literal["q4", "q8"] | None) -> None:
     """Convert a model that no index names to an ONNX model directory.
 
-    SOURCE is a GGUF file, or a directory of safetensors and what belongs to them (config.json,
-    tokenizer.json, ...) as Hugging Face's libraries write it. Weights in float32 are not copied: the
-    model directory has a clone of their file, or where the disk cannot make one a hard link to it.
+    SOURCE is a GGUF file, an ONNX model, which is checked and stays as it is, or a directory of
+    safetensors and what belongs to them (config.json, tokenizer.json, ...) as Hugging Face's
+    libraries write it. Weights in float32 are not copied: the model directory has a clone of their
+    file, or where the disk cannot make one a hard link to it.
     """
     if output.exists():
         raise StoreError(f"`{output}` is there already", hint="name a new directory")

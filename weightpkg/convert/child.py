@@ -30,7 +30,7 @@ _MAX_LINE = 1024 * 1024
 _END_TIMEOUT_S = 5.0
 
 # what the system's loader needs to find Python itself
-_KEPT_VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PATH")
+_KEPT_VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 
 
 def convert(

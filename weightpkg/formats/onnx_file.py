@@ -14,6 +14,7 @@ import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,32 +94,36 @@ def _walk(model: ModelProto) -> Iterator[_Place]:
 
 
 def _parts(message: Message) -> Iterator[Message]:
-    for field in message.DESCRIPTOR.fields:
-        if field.message_type is None:
-            continue
-        value: Any = getattr(message, field.name)
+    for name in _message_fields(message.DESCRIPTOR):
+        value: Any = getattr(message, name)
         if not isinstance(value, Message):
             yield from value
-        elif message.HasField(field.name):
+        elif message.HasField(name):
             yield value
 
 
+@cache
+def _message_fields(descriptor: Any) -> tuple[str, ...]:
+    """Return the fields of a kind of message that are messages, or several of them."""
+    return tuple(field.name for field in descriptor.fields if field.message_type is not None)
+
+
 class _Checker:
-    """Looks at each message of one model; `place` is which, for errors."""
+    """Looks at each message of one model; `message` is which, for errors."""
 
     def __init__(self, name: str, beside: Mapping[str, Path]) -> None:
         self._name = name
         self._beside = beside
-        self._place = "model"
+        self._message: Message = ModelProto()
         self._found: dict[str, int] = {}
 
     def _error(self, reason: str, *, hint: str | None = None) -> OnnxError:
-        return OnnxError(self._name, self._place, reason, hint=hint)
+        return OnnxError(self._name, _describe(self._message), reason, hint=hint)
 
     def check(self, model: ModelProto) -> tuple[str, ...]:
         for place in _walk(model):
             message = place.message
-            self._place = _describe(message)
+            self._message = message
             # whoever reads the file may know what onnx does not: that would not have been checked
             if len(UnknownFieldSet(message)):
                 hint = "a newer version of the package `onnx` may know it"
