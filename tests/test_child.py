@@ -32,7 +32,9 @@ from weightpkg.errors import (
     WeightpkgError,
 )
 from weightpkg.files import new_directory
+from weightpkg.formats.ggml import GGML_TYPES
 from weightpkg.progress import Advance, Silence
+from weightpkg.tensor import BlockLayout
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux has all of the limits")
 
@@ -294,6 +296,14 @@ def test_limits_grow_with_the_source() -> None:
     assert large.memory > 42e9
     assert large.file_size > 8 * 40e9
     assert 3600 < large.cpu_s < large.wall_s
+
+
+def test_no_block_type_needs_more_output_than_may_be_written() -> None:
+    for kind in GGML_TYPES.values():
+        if isinstance(kind.layout, BlockLayout):
+            numbers = 2 if kind.layout.has_offset else 1
+            bits = kind.layout.bits + 32 * numbers / kind.layout.block_size
+            assert 2 * bits < 12 * 8 * kind.type_size / kind.block_size
 
 
 def test_nothing_is_imported_from_the_current_directory(

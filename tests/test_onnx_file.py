@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import random
 import re
 import time
@@ -18,13 +19,15 @@ from malformed import onnx_file as malformed
 from malformed.gguf import Attack
 from malformed.onnx_file import external, model
 from test_install import add_page, execute, leavings, plan
+from weightpkg import reference
 from weightpkg.api import path as model_path
 from weightpkg.convert import SourceFile, child
-from weightpkg.digest import hash_file
-from weightpkg.errors import OnnxError, RunError, UnsupportedFormatError
+from weightpkg.digest import Digest, hash_file
+from weightpkg.errors import OnnxError, PickleError, RunError, UnsupportedFormatError
 from weightpkg.files import new_directory
 from weightpkg.formats import onnx_file
 from weightpkg.formats.onnx_file import check_model
+from weightpkg.package import File, RelativePath, parse_source
 from weightpkg.progress import Silence
 from weightpkg.settings import Settings
 from weightpkg.verify import verify
@@ -213,9 +216,56 @@ def test_files_above_the_model_come_along_the_nearest_of_each_name(tmp_path: Pat
     assert (tmp_path / "out" / "config.json").read_text() == "a/config.json"
 
 
+def test_a_pickle_does_not_come_along(tmp_path: Path) -> None:
+    source = adder(tmp_path)
+    (tmp_path / "labels.json").write_bytes(pickle.dumps({"a": 1}))
+    digest = hash_file(source, "sha256")
+    files = [SourceFile(p, digest, p.name) for p in (source, tmp_path / "labels.json")]
+    with (
+        pytest.raises(PickleError, match=r"`labels\.json`: file: is a Python pickle"),
+        new_directory(tmp_path / "out") as directory,
+    ):
+        child.convert("onnx", files, directory, Silence())
+
+
+def test_a_secret_file_is_nowhere_in_what_is_made(settings: Settings, tmp_path: Path) -> None:
+    canary = b"canary" * 20
+    (tmp_path / "secret").write_bytes(canary)
+    source = settings.index_dir / "evil.onnx"
+    for location in (str(tmp_path / "secret"), "../secret"):
+        tensor = external({"location": location, "length": "64"})
+        source.write_bytes(model(initializers=(tensor,)).SerializeToString())
+        add_page(settings, "evil", source, form="onnx")
+        with pytest.raises(OnnxError) as caught:
+            execute(settings, "evil")
+        assert "canary" not in str(caught.value)
+    found = [path for path in settings.home.rglob("*") if path.is_file()]
+    assert found
+    assert not any(b"canary" in path.read_bytes() for path in found)
+
+
 def test_a_model_of_something_else_than_text_is_not_run(settings: Settings) -> None:
     from weightpkg.api import load  # noqa: PLC0415  needs onnxruntime
 
     add_page(settings, "adder", adder(settings.index_dir), form="onnx")
     with pytest.raises(RunError, match="not a text model"):
         load("adder", settings=settings)
+
+
+@pytest.mark.parametrize(
+    ("names", "form"),
+    [
+        (["a.onnx"], "onnx"),
+        (["onnx/a.onnx", "onnx/a.onnx_data", "config.json"], "onnx"),
+        (["a.onnx", "b.onnx", "config.json"], "files"),
+        (["a.onnx", "a.safetensors"], "files"),
+        (["a.onnx", "a.safetensors", "config.json"], "files"),
+        (["a.gguf"], "gguf"),
+        (["a.gguf", "README.md"], "files"),
+    ],
+)
+def test_the_format_of_a_repository_is_told_by_its_files(names: list[str], form: str) -> None:
+    digest = Digest("sha256", 64 * "0")
+    source = parse_source("https://example.org/a")
+    chosen = [File(path=RelativePath(n), sha256=digest, sources=((source,),)) for n in names]
+    assert reference._format(chosen) == form

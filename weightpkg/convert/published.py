@@ -14,6 +14,7 @@ from weightpkg.convert.directory import MANIFEST, Conversion, ModelDirectory
 from weightpkg.digest import READ_SIZE
 from weightpkg.errors import UnsupportedFormatError
 from weightpkg.formats.onnx_file import check_model
+from weightpkg.formats.strangers import refuse_pickle
 from weightpkg.progress import Advance, Progress
 
 MODEL = "model.onnx"
@@ -29,6 +30,7 @@ def convert(sources: Sequence[SourceFile], directory: Path, progress: Progress) 
 
     Raises:
         OnnxError: the model is malformed, or could do harm.
+        PickleError: a file is a Python pickle, whatever it is called.
         UnsupportedFormatError: there is not one model, or a file has a name that is taken.
     """
     model = _find_model(sources)
@@ -38,6 +40,9 @@ def convert(sources: Sequence[SourceFile], directory: Path, progress: Progress) 
     locations = check_model(model.path, model.name, beside)
     if taken := {MODEL, MANIFEST}.intersection(around):
         raise UnsupportedFormatError(f"`{model.name}`: another file is called `{min(taken)}`")
+    for name, source in around.items():
+        if name not in locations and source.path.stat().st_size:
+            refuse_pickle(source.path, name=source.name)
     copied = {MODEL: model, **around}
     output = ModelDirectory(directory)
     total = sum(source.path.stat().st_size for source in copied.values())
