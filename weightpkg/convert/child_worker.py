@@ -117,9 +117,11 @@ def _answer(work: Work, request: Request, channel: Channel) -> tuple[object, ...
 
 
 def _take_stdout() -> TextIO:
-    """Return standard output, and let whatever else prints there print to standard error."""
+    """Return standard output, and let what else is printed there go nowhere."""
     own = os.dup(sys.stdout.fileno())
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
     return os.fdopen(own, "w", encoding="utf-8")
 
 
