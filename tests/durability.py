@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +17,11 @@ import tomli
 from blake3 import blake3
 
 from factories import index_page
+from weightpkg.convert import SourceFile
+from weightpkg.convert.child_worker import load_work
+from weightpkg.convert.directory import Conversion
 from weightpkg.install import install, plan_install
-from weightpkg.progress import Silence
+from weightpkg.progress import Progress, Silence
 from weightpkg.repair import make_find_file, repair
 from weightpkg.requirement import Requirement
 from weightpkg.resolve import resolve
@@ -44,6 +47,13 @@ def report(what: str, injected: int, lost: int) -> None:
         line = json.dumps({"what": what, "injected": injected, "lost": lost}) + "\n"
         with Path(path).open("a", encoding="utf-8") as stream:
             stream.write(line)
+
+
+def convert_here(
+    form: str, sources: Sequence[SourceFile], directory: Path, progress: Progress
+) -> Conversion:
+    """Convert in this process instead of a child, where a disk that fails or kills is seen as well."""
+    return load_work(form)(sources, directory, progress)
 
 
 def add_large(settings: Settings) -> None:

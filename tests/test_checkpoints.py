@@ -50,7 +50,7 @@ from weightpkg.store import tree_digest
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from weightpkg.convert.pipeline import Conversion
+    from weightpkg.convert.directory import Conversion
     from weightpkg.convert.quantize import Quantization
 
 NAMES = sorted(page.stem for page in PAGES.glob("*.toml"))

@@ -1,14 +1,12 @@
 from __future__ import annotations
 
 import math
-import random
 import re
 import struct
 import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import gguf
 import pytest
@@ -16,7 +14,6 @@ import pytest
 from factories import (
     ARRAY,
     BOOL,
-    F32,
     I8,
     INT32,
     STRING,
@@ -28,6 +25,7 @@ from factories import (
     gguf_string,
 )
 from malformed import gguf as malformed
+from mutations import gguf_seed, mutated_gguf
 from weightpkg.errors import GGUFError
 from weightpkg.formats.gguf_header import Header, read_header
 
@@ -103,25 +101,8 @@ def test_refuses_a_huge_array_at_once() -> None:
     tracemalloc.stop()
 
 
-def two_kilobytes() -> bytes:
-    """A file with every kind of value, that needs each of its bytes."""
-    metadata: dict[str, Any] = {
-        "general.architecture": "llama",
-        "general.alignment": 16,
-        "a.number": 3,
-        "a.fraction": 0.5,
-        "a.truth": True,
-        "tokens": [f"token {i}" for i in range(20)],
-        "scores": [float(i) for i in range(20)],
-        "types": [1] * 20,
-        "none": [],
-    }
-    tensors = [TensorBytes(f"blk.{i}.weight", (32, 2), F32, bytes(range(256))) for i in range(3)]
-    return gguf_bytes(metadata, tensors, alignment=16)
-
-
 def test_refuses_a_file_cut_off_at_any_byte() -> None:
-    content = two_kilobytes()
+    content = gguf_seed()
     assert 1500 < len(content) < 2500
     assert len(header(content).tensors) == 3
     for size in range(len(content)):
@@ -130,24 +111,12 @@ def test_refuses_a_file_cut_off_at_any_byte() -> None:
         assert caught.value.hint == "the file may not have been downloaded to its end", size
 
 
-def mutated(content: bytes, seed: int) -> bytes:
-    """Some bytes of the header changed: at random, to extremes, or moved by one."""
-    chance = random.Random(seed)
-    changed = bytearray(content)
-    for _ in range(chance.choice((1, 1, 2, 5))):
-        place = chance.randrange(len(changed) - 768)
-        changed[place] = chance.choice(
-            (chance.randrange(256), 0, 0x7F, 0x80, 0xFF, changed[place] ^ 1)
-        )
-    return bytes(changed)
-
-
 def test_accepts_no_mutation_that_the_reference_refuses(tmp_path: Path) -> None:
-    content = two_kilobytes()
+    content = gguf_seed()
     path = tmp_path / "mutated.gguf"
     accepted = 0
     for seed in range(2500):
-        mutation = mutated(content, seed)
+        mutation = mutated_gguf(content, seed)
         try:
             ours = header(mutation)
         except GGUFError:

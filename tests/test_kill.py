@@ -25,6 +25,7 @@ from durability import (
     add_large,
     check_store,
     collect_all,
+    convert_here,
     damage,
     end,
     find,
@@ -88,6 +89,7 @@ class DeadlyDisk(files.Disk):
 @pytest.fixture(autouse=True)
 def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "disk", UnsyncedDisk())
+    monkeypatch.setattr("weightpkg.convert.child.convert", convert_here)
 
 
 @pytest.fixture

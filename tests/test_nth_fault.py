@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from durability import COMMANDS, Bench, is_thorough, report
+from durability import COMMANDS, Bench, convert_here, is_thorough, report
 from weightpkg import files
 from weightpkg.errors import WeightpkgError
 from weightpkg.settings import Settings
@@ -142,6 +142,7 @@ def bench(
             files.disk.step("open")
 
     monkeypatch.setattr(files, "disk", FaultyDisk())
+    monkeypatch.setattr("weightpkg.convert.child.convert", convert_here)
     monkeypatch.setattr(os, "open", descriptor)
     monkeypatch.setattr(Path, "open", opened)
     yield Bench.build(request.param, settings)

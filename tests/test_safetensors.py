@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import re
 import struct
 import time
@@ -22,6 +21,7 @@ from factories import safetensors_bytes, safetensors_entry, safetensors_file
 from malformed import safetensors as malformed
 from malformed import safetensors_index as malformed_index
 from malformed.gguf import Attack
+from mutations import mutated_safetensors, safetensors_seed
 from weightpkg.errors import SafetensorsError
 from weightpkg.formats.safetensors import SafetensorsCheckpoint, SafetensorsFile, read_index
 from weightpkg.formats.safetensors_header import (
@@ -249,16 +249,8 @@ def test_refuses_a_huge_header_at_once() -> None:
     tracemalloc.stop()
 
 
-def small() -> bytes:
-    """A file that needs each of its bytes."""
-    tensors = {
-        f"model.layers.{i}.weight": ("F16", (3, 8), bytes(range(i, i + 48))) for i in range(6)
-    }
-    return safetensors_bytes(tensors | {"scale": ("BF16", (), b"ab")}, {"format": "pt"})
-
-
 def test_refuses_a_file_cut_off_at_any_byte() -> None:
-    content = small()
+    content = safetensors_seed()
     assert 500 < len(content) < 1500
     assert len(header(content).tensors) == 7
     for size in range(len(content)):
@@ -267,49 +259,11 @@ def test_refuses_a_file_cut_off_at_any_byte() -> None:
         assert caught.value.hint == CUT_OFF, size
 
 
-TOKENS = [
-    *(b"0 1 -0 -1 1.0 1e2 048 NaN true null 2147483648 18446744073709551616".split()),
-    *b'{ } [ ] , : " \\ \\u0061 \\ud800 \\n \0 \xff \n [] {} "" [[ ]] "a" "F32" "BF16" "F4"'.split(b" "),
-    *(b'"dtype" "shape" "data_offsets" "__metadata__" "model.layers.1.weight" [3,8] [0,48]'.split()),
-]  # fmt: skip
-
-
-def mutated(content: bytes, seed: int) -> bytes:
-    """The header changed: bytes, numbers and words, or a piece of it copied elsewhere or left out.
-
-    Its size is mostly set right, so that more than that is tested.
-    """
-    chance = random.Random(seed)
-    size = struct.unpack_from("<Q", content)[0]
-    text, data = content[8 : 8 + size], content[8 + size :]
-    for _ in range(chance.choice((1, 1, 1, 2, 5))):
-        start = chance.randrange(len(text))
-        stop = chance.choice((start, start + 1, chance.randrange(start, len(text))))
-        if chance.random() < 0.4:
-            numbers = [number.span() for number in re.finditer(rb"\d+", text)]
-            start, stop = chance.choice(numbers or [(0, 0)])
-        piece = chance.randrange(len(text))
-        new = chance.choice(
-            (
-                bytes([chance.randrange(256)]),
-                str(chance.randrange(300)).encode(),
-                chance.choice(TOKENS),
-                text[piece : piece + chance.randrange(80)],
-            )
-        )
-        text = text[:start] + new + text[stop:]
-        text = text or b"{}"
-    if chance.random() < 0.05:
-        size = len(text) + chance.choice((-1, 1, 2**24, -len(text), 2**63 - len(text)))
-        return struct.pack("<Q", size) + text + data
-    return safetensors_file(text, data)
-
-
 def test_accepts_no_mutation_that_the_reference_refuses() -> None:
-    content = small()
+    content = safetensors_seed()
     refusals = []
     for seed in range(4000):
-        mutation = mutated(content, seed)
+        mutation = mutated_safetensors(content, seed)
         try:
             header(mutation)
         except SafetensorsError as error:
@@ -644,7 +598,7 @@ def test_refuses_an_index_that_is_a_mutation_with_its_own_error() -> None:
     content = index_text({f"layers.{i}.weight": SHARDS[i % 2] for i in range(9)})
     accepted = 0
     for seed in range(1000):
-        mutation = mutated(safetensors_file(content, b""), seed)[8:]
+        mutation = mutated_safetensors(safetensors_file(content, b""), seed)[8:]
         try:
             weight_map = read_index("a.json", mutation)
         except SafetensorsError:

@@ -176,6 +176,10 @@ class CheckpointError(FormatError):
     """A file beside the weights, such as config.json or tokenizer.json, is missing or breaks a rule."""
 
 
+class OnnxError(FormatError):
+    """A published ONNX model is none, or asks for what no model needs."""
+
+
 class PickleError(FormatError):
     """A file holds a Python pickle, whatever it is called: loading it could run any code."""
 

@@ -16,7 +16,7 @@ from weightpkg import convert
 from weightpkg.digest import Digest
 from weightpkg.errors import StoreError, UnsupportedArchitectureError, UnsupportedFormatError
 from weightpkg.fetch import Fetcher
-from weightpkg.package import UNKNOWN, File, Resolved
+from weightpkg.package import UNKNOWN, File, Resolved, Variant
 from weightpkg.progress import Progress
 from weightpkg.store import Installed, InstalledFile, Store, tree_digest
 
@@ -90,17 +90,24 @@ def _check_convertible(resolved: Resolved) -> None:
     """Refuse before the download what could only be refused after it."""
     hint = "`--no-convert` fetches, verifies and keeps the files as they are"
     variant = resolved.variant
-    if variant.format not in convert.FORMATS or len(variant.files) != 1:
+    if variant.format not in convert.FORMATS or not _is_one_model(variant):
         raise UnsupportedFormatError(
             f"`{resolved.full_name}` is in {variant.format} format, which is not converted yet",
             hint=hint,
         )
-    if resolved.model.architecture not in {*convert.ARCHITECTURES, UNKNOWN}:
+    known = {*convert.ARCHITECTURES, UNKNOWN}
+    if variant.format != "onnx" and resolved.model.architecture not in known:
         raise UnsupportedArchitectureError(
             f"`{resolved.full_name}` has architecture `{resolved.model.architecture}`, "
             "which is not converted yet",
             hint=hint,
         )
+
+
+def _is_one_model(variant: Variant) -> bool:
+    """Whether it has one file to be converted; ONNX models have others beside it."""
+    suffix = ".onnx" if variant.format == "onnx" else ""
+    return sum(file.path.text.endswith(suffix) for file in variant.files) == 1
 
 
 def install(plan: Plan, store: Store, fetcher: Fetcher) -> Installed:
@@ -181,14 +188,20 @@ def convert_blobs(
         FormatError: a file is malformed.
         ConvertError: a file cannot be converted.
     """
-    from weightpkg.convert.pipeline import convert as convert_file  # noqa: PLC0415  needs NumPy
+    from weightpkg.convert.child import convert as convert_in_child  # noqa: PLC0415  for its own time
 
-    (file,) = files
-    source = store.blob(file.sha256)
-    if source is None:
-        raise StoreError(f"`{file.path}`: its blob is missing", hint="weightpkg verify --repair")
+    form = convert.format_of([file.path for file in files])
+    sources = [convert.SourceFile(_blob(file, store), file.sha256, file.path) for file in files]
     start = time.perf_counter()
-    done = convert_file(source, file.sha256, directory, progress, name=file.path)
+    done = convert_in_child(form, sources, directory, progress)
     seconds = time.perf_counter() - start
-    ratio = done.size / done.source_size
-    progress.note(f"converted {file.path} to ONNX in {seconds:.1f} s, {ratio:.2f} times its size")
+    if form != "onnx":
+        ratio, name = done.size / done.source_size, files[0].path
+        progress.note(f"converted {name} to ONNX in {seconds:.1f} s, {ratio:.2f} times its size")
+
+
+def _blob(file: InstalledFile, store: Store) -> Path:
+    path = store.blob(file.sha256)
+    if path is None:
+        raise StoreError(f"`{file.path}`: its blob is missing", hint="weightpkg verify --repair")
+    return path

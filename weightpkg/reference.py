@@ -240,9 +240,7 @@ def _resolved(
     version: Version,
     chosen: Sequence[File],
 ) -> Resolved:
-    suffixes = {Path(file.path.text).suffix.lower() for file in chosen}
-    form = _FORMATS.get(suffixes.pop(), _WHOLE) if len(suffixes) == 1 else _WHOLE
-    build = Variant(name=variant, format=form, files=tuple(chosen))
+    build = Variant(name=variant, format=_format(chosen), files=tuple(chosen))
     release = Release(version=version, date=date.min, changes="asked for", variants=(build,))
     model = Model(
         name=name,
@@ -254,3 +252,12 @@ def _resolved(
         releases=(release,),
     )
     return Resolved(model=model, release=release, variant=build, reference=text)
+
+
+def _format(chosen: Sequence[File]) -> str:
+    """Return what all files are; an ONNX model may have others beside it, but none of weights."""
+    suffixes = [Path(file.path.text).suffix.lower() for file in chosen]
+    forms = {_FORMATS.get(suffix, _WHOLE) for suffix in suffixes}
+    if forms == {"onnx", _WHOLE} and suffixes.count(".onnx") == 1:
+        return "onnx"
+    return forms.pop() if len(forms) == 1 else _WHOLE

@@ -15,7 +15,7 @@ from weightpkg.errors import StoreError
 from weightpkg.progress import Progress
 
 if TYPE_CHECKING:
-    from weightpkg.convert.pipeline import Conversion
+    from weightpkg.convert.directory import Conversion
 
 
 @click.command("convert")
@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 def command(quiet: bool, source: Path, output: Path, quantize: Literal["q4", "q8"] | None) -> None:
     """Convert a model that no index names to an ONNX model directory.
 
-    SOURCE is a GGUF file, or a directory of safetensors and what belongs to them (config.json,
-    tokenizer.json, ...) as Hugging Face's libraries write it. Weights in float32 are not copied: the
-    model directory has a clone of their file, or where the disk cannot make one a hard link to it.
+    SOURCE is a GGUF file, an ONNX model, which is checked and stays as it is, or a directory of
+    safetensors and what belongs to them (config.json, tokenizer.json, ...) as Hugging Face's
+    libraries write it. Weights in float32 are not copied: the model directory has a clone of their
+    file, or where the disk cannot make one a hard link to it.
     """
     if output.exists():
         raise StoreError(f"`{output}` is there already", hint="name a new directory")
@@ -44,7 +45,7 @@ def command(quiet: bool, source: Path, output: Path, quantize: Literal["q4", "q8
     if is_checkpoint:
         done = _convert_checkpoint(source, output, quantize, progress)
     elif quantize is None:
-        done = _convert_gguf(source, output, progress)
+        done = _convert_file(source, output, progress)
     else:
         raise click.UsageError("--quantize: the weights of a GGUF file are converted as they are")
     ratio = done.size / done.source_size
@@ -54,13 +55,15 @@ def command(quiet: bool, source: Path, output: Path, quantize: Literal["q4", "q8
     )
 
 
-def _convert_gguf(source: Path, output: Path, progress: Progress) -> Conversion:
-    from weightpkg.convert.pipeline import convert
+def _convert_file(source: Path, output: Path, progress: Progress) -> Conversion:
+    from weightpkg.convert import SourceFile, format_of
+    from weightpkg.convert.child import convert
 
     with files.mapped(source):
         digest = hash_file(source, "sha256")
     with files.new_directory(output) as directory:
-        return convert(source, digest, directory, progress)
+        file = SourceFile(source, digest, str(source))
+        return convert(format_of([source.name]), [file], directory, progress)
 
 
 def _convert_checkpoint(

@@ -74,7 +74,8 @@ def _describe(plan: Plan) -> str:
     if plan.missing:
         steps.append(f"fetch {format_size(plan.download_size)}")
     if plan.converts and not plan.is_converted:
-        steps.append("convert to ONNX")
+        is_onnx = plan.resolved.variant.format == "onnx"
+        steps.append("check" if is_onnx else "convert to ONNX")
     todo = " and ".join(steps) or "everything is there"
     warning = f"; this release was yanked: {yanked}" if yanked else ""
     return f"{plan.resolved} ({model.license}): {todo}{warning}"

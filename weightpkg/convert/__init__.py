@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from weightpkg.digest import Digest
 
 CONVERTER_VERSION = 1
 """Goes up with every change of the bytes that a conversion writes."""
 
-FORMATS = ("gguf",)
-"""File formats that are converted."""
+FORMATS = ("gguf", "onnx")
+"""File formats that are converted; ONNX is checked and stays as it is."""
 
 ARCHITECTURES = {
     "llama": "llama",
@@ -41,6 +43,20 @@ ARCHITECTURES = {
 DECODERS = {"llama": "llama", "mistral": "llama"}
 ENCODERS = {"bert": "bert"}
 """The same for `model_type` of a checkpoint's config.json."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A file to be converted. name: what to call it, as a blob's path tells nobody anything."""
+
+    path: Path
+    digest: Digest
+    name: str
+
+
+def format_of(names: Sequence[str]) -> str:
+    """Return the format of files that are to be converted, by their names."""
+    return "onnx" if any(name.endswith(".onnx") for name in names) else "gguf"
 
 
 def conversion_key(sources: Sequence[Digest], options: Sequence[str] = ()) -> str:

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Protocol, Self, cast
 
 from weightpkg.convert import CONVERTER_VERSION, DECODERS, ENCODERS, conversion_key
-from weightpkg.convert.directory import ModelDirectory
+from weightpkg.convert.directory import Conversion, ModelDirectory
 from weightpkg.convert.genai import DecoderConfig, genai_config
 from weightpkg.convert.graph import DATA_FILE, Graph, Value
 from weightpkg.convert.hf_config import HFConfig
 from weightpkg.convert.hf_tokenizer import read_tokenizer
 from weightpkg.convert.packed import Packing, read_packed
 from weightpkg.convert.packings import read_packing
-from weightpkg.convert.pipeline import Conversion
 from weightpkg.convert.quantize import Quantization, quantizer
 from weightpkg.convert.sentence import (
     add_sentence_embedding,

@@ -29,6 +29,25 @@ class OutputFile:
     blake3: Digest
 
 
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """What a conversion did.
+
+    architecture: the GGUF name or `model_type`, or `onnx` for what was ONNX already.
+    placed: files of the source that were not written again.
+    """
+
+    architecture: str
+    source_size: int
+    files: tuple[OutputFile, ...]
+    placed: frozenset[str] = frozenset()
+
+    @property
+    def size(self) -> int:
+        """Bytes written."""
+        return sum(file.size for file in self.files if file.path not in self.placed)
+
+
 class HashingFile:
     """A file being written in order."""
 

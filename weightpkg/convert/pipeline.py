@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self, cast
 
 from weightpkg.convert import ARCHITECTURES, CONVERTER_VERSION, tokenizer
-from weightpkg.convert.directory import ModelDirectory, OutputFile
+from weightpkg.convert.directory import Conversion, ModelDirectory, OutputFile
 from weightpkg.convert.genai import DecoderConfig, genai_config
 from weightpkg.convert.graph import DATA_FILE, Graph
 from weightpkg.convert.weights import Weights, read_gguf
@@ -36,21 +35,6 @@ class Architecture(Protocol):
 
     def build(self, graph: Graph, weights: Weights, config: ArchitectureConfig, /) -> None:
         """Add the whole model to the graph."""
-
-
-@dataclass(frozen=True, slots=True)
-class Conversion:
-    """What a conversion did; `placed` are files of the source that were not written again."""
-
-    architecture: str
-    source_size: int
-    files: tuple[OutputFile, ...]
-    placed: frozenset[str] = frozenset()
-
-    @property
-    def size(self) -> int:
-        """Bytes written."""
-        return sum(file.size for file in self.files if file.path not in self.placed)
 
 
 def convert(

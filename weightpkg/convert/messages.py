@@ -1,0 +1,90 @@
+"""What a conversion's process and the one that started it say to each other: a JSON array a line.
+
+The parent sends one request. The child answers with any number of
+
+    ["task", DESCRIPTION, TOTAL]   ["advance", BYTES]   ["end"]   ["note", TEXT]
+
+and then, as its last word, one of
+
+    ["done", CONVERSION]           ["error", CLASS, ATTRIBUTES]
+    ["system", ERRNO, REASON]      ["limit", NAME]
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from weightpkg import errors
+from weightpkg.convert import SourceFile
+from weightpkg.convert.directory import Conversion, OutputFile
+from weightpkg.convert.limits import Limits
+from weightpkg.digest import Digest
+from weightpkg.errors import ConvertError, WeightpkgError
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One conversion. form: one of `convert.FORMATS`; directory: an empty one."""
+
+    form: str
+    sources: tuple[SourceFile, ...]
+    directory: Path
+    limits: Limits
+
+    def dump(self) -> str:
+        """Return it as a line."""
+        sources = [[str(s.path), str(s.digest), s.name] for s in self.sources]
+        return json.dumps([self.form, sources, str(self.directory), asdict(self.limits)]) + "\n"
+
+    @classmethod
+    def load(cls, line: str) -> Request:
+        """Read a line of `dump`."""
+        form, sources, directory, limits = json.loads(line)
+        files = tuple(SourceFile(Path(p), Digest.parse(d), name) for p, d, name in sources)
+        return cls(form, files, Path(directory), Limits(**limits))
+
+
+def dump_conversion(conversion: Conversion) -> dict[str, Any]:
+    """Return a result as JSON has it."""
+    files = [[file.path, file.size, str(file.blake3)] for file in conversion.files]
+    return {
+        "architecture": conversion.architecture,
+        "source_size": conversion.source_size,
+        "files": files,
+        "placed": sorted(conversion.placed),
+    }
+
+
+def load_conversion(fields: dict[str, Any]) -> Conversion:
+    """Read what `dump_conversion` made."""
+    files = tuple(OutputFile(path, size, Digest.parse(d)) for path, size, d in fields["files"])
+    placed = frozenset(fields["placed"])
+    return Conversion(fields["architecture"], fields["source_size"], files, placed)
+
+
+def dump_error(error: WeightpkgError) -> tuple[str, dict[str, Any]]:
+    """Return the class of an error, and all that it carries."""
+    return type(error).__name__, vars(error)
+
+
+def load_error(name: str, attributes: dict[str, Any]) -> WeightpkgError:
+    """Make an error anew from what `dump_error` returned, without its constructor's arguments."""
+    kind = getattr(errors, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, WeightpkgError)):
+        kind = ConvertError
+    error = kind.__new__(kind)
+    WeightpkgError.__init__(error, attributes["message"], hint=attributes["hint"])
+    for key, value in attributes.items():
+        setattr(error, key, _tuples(value))
+    return error
+
+
+def _tuples(value: object) -> object:
+    """Undo what JSON does to tuples; errors carry no lists."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return tuple(map(_tuples, value))
+    return value
