@@ -26,7 +26,7 @@ Rows = Callable[[int, int], "Blocks | NDArray[np.float32]"]
 
 # A slice is at most this many weights: large enough for NumPy to be fast, small enough that
 # memory does not grow with the model.
-_SLICE_WEIGHTS = 2 * 1024 * 1024
+_SLICE_WEIGHTS = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
