@@ -28,7 +28,7 @@ Rows = Callable[[int, int], "Blocks | NDArray[np.float32]"]
 
 # A slice is at most this many weights: large enough for NumPy to be fast, small enough that
 # memory does not grow with the model.
-_SLICE_WEIGHTS = 512 * 1024
+_SLICE_WEIGHTS = 1024 * 1024
 
 # NumPy and the hash of what is written let other threads run: two read slices, and decode them, while
 # one is written.
