@@ -13,6 +13,7 @@ Letters in shapes: N rows, B blocks as the file has them, S = B * 256 / block_si
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
@@ -37,6 +38,7 @@ EIGHT_BITS_16 = BlockLayout(8, 16, has_offset=False)
 _IQ4_VALUES = np.array(
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int16
 )
+_EACH_BYTE = np.uint32(0x01010101)
 # twice the values of a 4-bit float (E2M1), so that they are integers
 _MXFP4_VALUES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int16)
 
@@ -110,21 +112,17 @@ def q4_k(raw: NDArray[np.uint8]) -> Blocks:
     w = d * scale * q - dmin * minimum, one scale and one minimum for 32 weights.
     """
     scale, minimum = _k_scales(raw)
-    pairs = _packed(raw[..., 16:]).reshape(*raw.shape[:2], 4, 32).view("<u2")
-    low = pairs & np.uint16(0x0F0F)
-    high = pairs >> np.uint16(4) & np.uint16(0x0F0F)
-    both = np.stack((low, high), axis=-2)  # (N, B, 4, 2, 16): 64 weights a step, low halves first
-    q = (both | both >> np.uint16(4)).astype(np.uint8)
-    return Blocks(FOUR_BITS_OFFSET, _sub_blocks(q, 16), scale, 8 * scale - minimum)
+    # 64 weights a step: the low halves of 32 bytes, then the high ones
+    steps = _packed(raw[..., 16:]).reshape(*raw.shape[:2], 4, 32)
+    return Blocks(FOUR_BITS_OFFSET, _sub_blocks(_in_order(steps), 16), scale, 8 * scale - minimum)
 
 
 def q5_k(raw: NDArray[np.uint8]) -> Blocks:
     """Q5_K, 176 bytes for 256 weights: as Q4_K, with qh 256 bits, the fifth of each q, before qs."""
     scale, minimum = _k_scales(raw)
-    low = _packed(raw[..., 48:]).reshape(*raw.shape[:2], 4, 1, 32)
-    nibbles = np.concatenate((low & 0x0F, low >> 4), axis=-2).reshape(*raw.shape[:2], 8, 32)
-    fifth = raw[..., None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None] & 1
-    q = _sub_blocks(nibbles | fifth << 4, 32)
+    nibbles = _halves(_packed(raw[..., 48:]).reshape(*raw.shape[:2], 4, 32))
+    qh = _packed(raw[..., 16:48])
+    q = _sub_blocks(nibbles, 32) | _sub_blocks(_upper_bits(qh, range(8), 0x10), 32)
     return Blocks(EIGHT_BITS_OFFSET, _centred(q, 16), scale, 16 * scale - minimum)
 
 
@@ -133,11 +131,9 @@ def q6_k(raw: NDArray[np.uint8]) -> Blocks:
 
     w = d * scale * (q - 32), one scale for 16 weights; two halves of 128, four times 32 in each.
     """
-    low = raw[..., :128].reshape(*raw.shape[:2], 2, 1, 64)
-    nibbles = np.concatenate((low & 0x0F, low >> 4), axis=-2).reshape(*raw.shape[:2], 2, 4, 32)
-    shifts = np.array([0, 2, 4, 6], np.uint8)[:, None]
-    high = raw[..., 128:192].reshape(*raw.shape[:2], 2, 1, 32) >> shifts & 3
-    q = _sub_blocks(nibbles | high << 4, 16)
+    nibbles = _halves(_packed(raw[..., :128]).reshape(*raw.shape[:2], 2, 64))
+    qh = _packed(raw[..., 128:192]).reshape(*raw.shape[:2], 2, 32)
+    q = _sub_blocks(nibbles | _upper_bits(qh, range(0, 8, 2), 0x30), 16)
     d = _float16(raw, 208)[..., None] * raw[..., 192:208].view(np.int8).astype(np.float32)
     return Blocks(EIGHT_BITS_16, _centred(q, 32), _sub_blocks(d), None)
 
@@ -286,9 +282,13 @@ def _k_scales(raw: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.f
     Twelve bytes hold eight of each in 6 bits: the first four of each have a byte of their own, whose
     upper two bits belong to the last four, whose lower four bits share the last four bytes.
     """
-    first, second, third = (raw[..., i : i + 4] for i in (4, 8, 12))
-    scale = np.concatenate((first & 0x3F, third & 0x0F | first >> 6 << 4), axis=-1)
-    minimum = np.concatenate((second & 0x3F, third >> 4 | second >> 6 << 4), axis=-1)
+    words = _packed(raw[..., 4:16]).view("<u4")  # four bytes at a time
+    first, second, third = (words[..., i] for i in range(3))
+    last_scales = third & _EACH_BYTE * 0x0F | first >> np.uint32(2) & _EACH_BYTE * 0x30
+    last_minimums = third >> np.uint32(4) & _EACH_BYTE * 0x0F
+    last_minimums |= second >> np.uint32(2) & _EACH_BYTE * 0x30
+    scale = np.stack((first & _EACH_BYTE * 0x3F, last_scales), axis=-1).view(np.uint8)
+    minimum = np.stack((second & _EACH_BYTE * 0x3F, last_minimums), axis=-1).view(np.uint8)
     d, dmin = _float16(raw, 0)[..., None], _float16(raw, 2)[..., None]
     return _sub_blocks(d * scale.astype(np.float32)), _sub_blocks(dmin * minimum.astype(np.float32))
 
@@ -377,7 +377,8 @@ def _sub_blocks(values: NDArray[T], size: int = 0) -> NDArray[T]:
 
 def _halves(qs: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """(..., n) bytes -> (..., 2 n): all low halves, then all high ones."""
-    return np.concatenate((qs & np.uint8(0x0F), qs >> np.uint8(4)), axis=-1)
+    qs = _packed(qs)
+    return _joined_items(qs & np.uint8(0x0F), qs >> np.uint8(4))
 
 
 def _pairs(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -388,7 +389,14 @@ def _pairs(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def _bits(qh: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """(..., 4) bytes -> (..., 32) bits, the lowest first."""
-    return np.unpackbits(qh, axis=-1, bitorder="little")
+    bits = np.unpackbits(_packed(qh).reshape(-1), bitorder="little")
+    return bits.reshape(*qh.shape[:-1], 8 * qh.shape[-1])
+
+
+def _upper_bits(qh: NDArray[np.uint8], places: Iterable[int], mask: int) -> NDArray[np.uint8]:
+    """(..., n) bytes -> the bits at each place moved to the fifth and on: (..., len(places) * n)."""
+    moved = (qh << np.uint8(4 - i) if i < 4 else qh >> np.uint8(i - 4) for i in places)
+    return _joined_items(*(part & np.uint8(mask) for part in moved))
 
 
 def _two_bits(qs: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -422,19 +430,26 @@ def _packed(qs: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return qs.view(f"V{qs.shape[-1]}").copy().view(np.uint8)
 
 
-def _in_order(qs: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(N, k_blocks, 16) uint8: ggml's order of 4-bit numbers -> neighbours in one byte, first low.
+def _joined_items(*parts: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(..., n) bytes each -> (..., len(parts) * n): each n bytes are copied as one item."""
+    size = parts[0].shape[-1]
+    items = [part.view(f"V{size}") for part in parts]
+    return np.concatenate(items, axis=-1).view(np.uint8)
 
-    ggml has weights 0 to 15 in the low halves of the bytes and 16 to 31 in the high halves. Taken
+
+def _in_order(qs: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(..., n) uint8: ggml's order of 4-bit numbers -> neighbours in one byte, first low.
+
+    ggml has the first n weights in the low halves of n bytes and the next n in the high halves. Taken
     two bytes at a time, both halves need the same step: 0x0b0a -> 0xba. (2.6 GB/s on one core; byte
     by byte, with strides of two, 0.3.)
     """
-    pairs = _packed(qs).view("<u2")  # (N, k_blocks, 8)
+    pairs = _packed(qs).view("<u2")  # (..., n / 2)
     low = pairs & np.uint16(0x0F0F)
     high = pairs >> np.uint16(4) & np.uint16(0x0F0F)
-    return np.concatenate((_joined(low), _joined(high)), axis=-1).view(np.uint8)
+    return _joined_items(_nibble_pairs(low), _nibble_pairs(high))
 
 
-def _joined(pairs: NDArray[np.uint16]) -> NDArray[np.uint64]:
-    """0x0b0a -> 0xba; (N, k_blocks, 8) uint16 -> (N, k_blocks, 1) uint64 of eight bytes."""
-    return (pairs | pairs >> np.uint16(4)).astype(np.uint8).view(np.uint64)
+def _nibble_pairs(pairs: NDArray[np.uint16]) -> NDArray[np.uint8]:
+    """0x0b0a -> 0xba."""
+    return (pairs | pairs >> np.uint16(4)).astype(np.uint8)
