@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 N_TOKENS = 40
+POOLINGS = ("cls", "lasttoken", "max", "mean", "mean_sqrt_len_tokens", "weightedmean")
 COLUMNS = range(0, 302, 16)
 """Of the vocabulary, which is more than is needed to tell a wrong model from a right one."""
 
@@ -48,8 +49,9 @@ def golden(model: TinyCheckpoint) -> str:
     made = f"[golden] # transformers {transformers.__version__}, torch {torch.__version__}"
     with tempfile.TemporaryDirectory() as folder:
         directory = model.write(Path(folder) / "model")
-        numbers = encoded if "modules.json" in model.documents else causal
-        lines = [made, f"tokens = {tokens.tolist()}", *numbers(directory, tokens)]
+        is_decoder = model.config["architectures"][0].endswith("ForCausalLM")
+        numbers = causal(directory, tokens) if is_decoder else encoded(model, directory, tokens)
+        lines = [made, f"tokens = {tokens.tolist()}", *numbers]
     return "\n".join(lines)
 
 
@@ -62,25 +64,35 @@ def causal(directory: Path, tokens: NDArray[np.int64]) -> list[str]:
     return [f"columns = {columns}", "logits = [", *rows(logits[:, columns]), "]"]
 
 
-def encoded(directory: Path, tokens: NDArray[np.int64]) -> list[str]:
+def encoded(model: TinyCheckpoint, directory: Path, tokens: NDArray[np.int64]) -> list[str]:
     """Two texts, of which one is shorter: the last hidden state of some tokens, and each pooling."""
     ids = torch.from_numpy(tokens.reshape(2, -1))
     mask = torch.ones_like(ids)
     mask[1, 7:] = 0
+    ids[1, 7:] = model.config["pad_token_id"]
     hidden = hidden_states(directory, ids, mask)
-    lines = ["hidden = [", *rows(hidden[:, :7:3, ::4].flatten(0, 1)), "]"]
-    for mode in ("cls", "max", "mean"):
-        lines += [f"{mode} = [", *rows(pooled(hidden, mask, mode)), "]"]
-    hidden = hidden_states(directory, ids, mask, hidden_act="gelu_new")
-    return [*lines, "gelu_new = [", *rows(pooled(hidden, mask, "mean")), "]"]
+    lines = states("hidden", hidden)
+    lines += states("unmasked", hidden_states(directory, ids, None))
+    for name, keys in model.changes.items():
+        changed = model.changed(**keys).write(directory.with_name(name))
+        lines += states(name, hidden_states(changed, ids, mask))
+    if "modules.json" in model.documents:
+        for mode in POOLINGS:
+            lines += [f"{mode} = [", *rows(pooled(hidden, mask, mode)), "]"]
+    return lines
 
 
-def hidden_states(
-    directory: Path, ids: torch.Tensor, mask: torch.Tensor, **config: str
-) -> torch.Tensor:
-    """ids, mask: (B, T) -> (B, T, E); every second token id is of the second segment."""
-    model = transformers.AutoModel.from_pretrained(directory, dtype=torch.float32, **config)
-    features = {"input_ids": ids, "attention_mask": mask, "token_type_ids": ids % 2}
+def states(name: str, hidden: torch.Tensor) -> list[str]:
+    """hidden: (B, T, E), of which some are kept."""
+    return [f"{name} = [", *rows(hidden[:, :7:3, ::4].flatten(0, 1)), "]"]
+
+
+def hidden_states(directory: Path, ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """ids, mask: (B, T) -> (B, T, E); every second token id is of the second segment, if there is one."""
+    model = transformers.AutoModel.from_pretrained(directory, dtype=torch.float32)
+    features = {"input_ids": ids, "attention_mask": mask}
+    if getattr(model.config, "type_vocab_size", 1) > 1:
+        features["token_type_ids"] = ids % 2
     with torch.no_grad():
         return model.eval()(**features).last_hidden_state
 

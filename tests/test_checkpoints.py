@@ -55,6 +55,12 @@ if TYPE_CHECKING:
 
 NAMES = sorted(page.stem for page in PAGES.glob("*.toml"))
 DECODERS = [name for name in NAMES if name.startswith(("llama", "mistral"))]
+ENCODERS = [name for name in NAMES if name not in DECODERS]
+CHANGES = [(name, change) for name in ENCODERS for change in TinyCheckpoint.read(name).changes]
+WITHOUT_EFFECT = {"sinusoidal_pos_embds"}
+
+# Of states around 1, as norms leave them.
+STATES = 1e-5
 
 # Of the largest logit: both sides compute in float32, in another order.
 TOLERANCE = 1e-5
@@ -181,26 +187,59 @@ def test_the_runner_answers_from_a_converted_checkpoint(convert_page: Callable[.
 def encode(
     directory: Path, outputs: list[str], ids: NDArray[np.int64], mask: NDArray[np.int64]
 ) -> list[NDArray[np.float32]]:
-    """ids, mask: (B, T) -> the outputs; every second token id is of the second segment."""
+    """ids, mask: (B, T) -> the outputs; every second token id is of the second segment, if there is one."""
+    session = load(directory)
     feed = {"input_ids": ids, "attention_mask": mask, "token_type_ids": ids % 2}
-    result: list[NDArray[np.float32]] = load(directory).run(outputs, feed)
+    names = {value.name for value in session.get_inputs()}
+    result: list[NDArray[np.float32]] = session.run(
+        outputs, {key: values for key, values in feed.items() if key in names}
+    )
     return result
 
 
-def two_texts() -> tuple[NDArray[np.int64], NDArray[np.int64], dict[str, NDArray[np.float32]]]:
+def two_texts(
+    name: str = "bert",
+) -> tuple[NDArray[np.int64], NDArray[np.int64], dict[str, NDArray[np.float32]]]:
     """Tokens (2, 20), of which the second text has 7, their mask, and the golden numbers."""
-    golden = TinyCheckpoint.read("bert").golden
+    page = TinyCheckpoint.read(name)
+    golden = page.golden
     ids = np.array(golden["tokens"]).reshape(2, -1)
     mask = np.ones_like(ids)
     mask[1, 7:] = 0
+    ids[1, 7:] = page.config["pad_token_id"]
     return ids, mask, {key: np.array(v, np.float32) for key, v in golden.items() if key != "tokens"}
 
 
-def test_hidden_states_equal_those_of_transformers(convert_page: Callable[..., Path]) -> None:
-    ids, mask, golden = two_texts()
-    (hidden,) = encode(convert_page("bert"), ["last_hidden_state"], ids, mask)
-    found = hidden[:, :7:3, ::4].reshape(-1, 16)
-    np.testing.assert_allclose(found, golden["hidden"], rtol=0, atol=3e-5)
+def some_states(directory: Path, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> Any:
+    """ids, mask: (B, T) -> those of the last hidden states that golden numbers are of."""
+    (hidden,) = encode(directory, ["last_hidden_state"], ids, mask)
+    return hidden[:, :7:3, ::4].reshape(-1, 16)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_hidden_states_equal_those_of_transformers(
+    convert_page: Callable[..., Path], name: str
+) -> None:
+    ids, mask, golden = two_texts(name)
+    directory = convert_page(name)
+    found = some_states(directory, ids, mask)
+    np.testing.assert_allclose(found, golden["hidden"], rtol=0, atol=STATES)
+    found = some_states(directory, ids, np.ones_like(mask))
+    np.testing.assert_allclose(found, golden["unmasked"], rtol=0, atol=STATES)
+
+
+@pytest.mark.parametrize(("name", "change"), CHANGES)
+def test_a_configuration_means_what_transformers_says(
+    tmp_path: Path, name: str, change: str
+) -> None:
+    ids, mask, golden = two_texts(name)
+    page = TinyCheckpoint.read(name)
+    source = page.changed(**page.changes[change]).write(tmp_path / "source")
+    convert(source, tmp_path / "out")
+    found = some_states(tmp_path / "out", ids, mask)
+    np.testing.assert_allclose(found, golden[change], rtol=0, atol=STATES)
+    if change not in WITHOUT_EFFECT:
+        assert np.abs(golden[change] - golden["hidden"]).max() > 10 * STATES
 
 
 POOLINGS = {
@@ -208,17 +247,16 @@ POOLINGS = {
     "cls": {"embedding_dimension": 64, "pooling_mode": "cls", "include_prompt": True},
     "max": {"word_embedding_dimension": 64, "pooling_mode_max_tokens": True},
     "mean, as nothing is said": {},
-    "gelu_new": {"pooling_mode": ["mean"]},
+    "lasttoken": {"pooling_mode_lasttoken": True},
+    "mean_sqrt_len_tokens": {"pooling_mode": "mean_sqrt_len_tokens"},
+    "weightedmean": {"pooling_mode": ["weightedmean"]},
 }
 
 
 @pytest.mark.parametrize("name", POOLINGS)
 def test_embeddings_equal_those_of_sentence_transformers(tmp_path: Path, name: str) -> None:
     ids, mask, golden = two_texts()
-    page = TinyCheckpoint.read("bert")
-    if name == "gelu_new":
-        page = page.changed(hidden_act="gelu_new")
-    source = page.write(tmp_path / "source")
+    source = TinyCheckpoint.read("bert").write(tmp_path / "source")
     with_file(source, "1_Pooling/config.json", json.dumps(POOLINGS[name]).encode())
     convert(source, tmp_path / "out")
     expected = golden[name.partition(",")[0]]
@@ -305,7 +343,7 @@ def test_texts_are_cut_where_sentence_transformers_cuts_them(
         ("modules.json", [{"type": "sentence_transformers.a.Transformer", "path": "0"}, {"type": "sentence_transformers.a.Pooling", "path": "../x"}], UnsupportedArchitectureError, "first directory"),
         ("modules.json", [{"type": "sentence_transformers.a.Transformer", "path": ""}, {"type": "sentence_transformers.a.Pooling", "path": "../x"}], CheckpointError, r"\.\./x/config.json`: file: is not there"),
         ("1_Pooling/config.json", {"word_embedding_dimension": 32}, UnsupportedArchitectureError, "not 64"),
-        ("1_Pooling/config.json", {"pooling_mode_lasttoken": True}, UnsupportedArchitectureError, "pooling by lasttoken"),
+        ("1_Pooling/config.json", {"pooling_mode": "attention"}, UnsupportedArchitectureError, "pooling by attention"),
         ("1_Pooling/config.json", {"pooling_mode": []}, UnsupportedArchitectureError, "pooling by"),
         ("1_Pooling/config.json", {"include_prompt": False}, UnsupportedArchitectureError, "include_prompt"),
         ("1_Pooling/config.json", {"something": 1}, UnsupportedArchitectureError, "`something`"),
@@ -473,6 +511,15 @@ def test_a_head_that_is_written_though_tied_must_be_the_embedding(tmp_path: Path
         ("bert", {"num_attention_heads": 0}, UnsupportedArchitectureError, "num_attention_heads"),
         ("bert", {"layer_norm_eps": -1}, UnsupportedArchitectureError, "layer_norm_eps"),
         ("bert", {"type_vocab_size": 3}, TensorMismatchError, "has shape"),
+        ("roberta", {"pad_token_id": 49}, UnsupportedArchitectureError, "no position is left"),
+        ("roberta", {"pad_token_id": -1}, UnsupportedArchitectureError, "no position is left"),
+        ("roberta", {"architectures": ["RobertaForSequenceClassification"]}, UnsupportedArchitectureError, "`architectures`"),
+        ("roberta", {"position_embedding_type": "relative_key"}, UnsupportedArchitectureError, "`position_embedding_type`"),
+        ("roberta", {"num_attention_heads": 5}, UnsupportedArchitectureError, "not a multiple"),
+        ("roberta", {"type_vocab_size": 2}, TensorMismatchError, "has shape"),
+        ("distilbert", {"activation": "relu"}, UnsupportedArchitectureError, "`activation` is relu"),
+        ("distilbert", {"n_heads": 5}, UnsupportedArchitectureError, "not a multiple"),
+        ("distilbert", {"hidden_dim": 64}, TensorMismatchError, "has shape"),
         ("mistral", {"sliding_window": 32}, UnsupportedArchitectureError, "`sliding_window`"),
         ("mistral", {"sliding_window": None}, CheckpointError, "`sliding_window`: is missing"),
     ],

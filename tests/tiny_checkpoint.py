@@ -33,7 +33,7 @@ PAGES = Path(__file__).parent / "checkpoints"
 
 @dataclass(frozen=True)
 class TinyCheckpoint:
-    """A page. documents: JSON files beside config.json."""
+    """A page. documents: JSON files beside config.json; changes: other keys, each with golden numbers."""
 
     name: str
     config: dict[str, Any]
@@ -41,13 +41,17 @@ class TinyCheckpoint:
     seed: int
     golden: dict[str, Any]
     documents: dict[str, Any]
+    changes: dict[str, dict[str, Any]]
 
     @classmethod
     def read(cls, name: str) -> TinyCheckpoint:
         page = tomllib.loads((PAGES / f"{name}.toml").read_text(encoding="utf-8"))
-        shapes = dict(_expanded(page["tensors"], page["config"]["num_hidden_layers"]))
-        documents = page.get("documents", {})
-        return cls(name, page["config"], shapes, page["seed"], page.get("golden", {}), documents)
+        config = page["config"]
+        n_layers = config["n_layers" if "n_layers" in config else "num_hidden_layers"]
+        shapes = dict(_expanded(page["tensors"], n_layers))
+        documents, changes = page.get("documents", {}), page.get("changes", {})
+        golden = page.get("golden", {})
+        return cls(name, config, shapes, page["seed"], golden, documents, changes)
 
     def tensors(self) -> dict[str, NDArray[np.float32]]:
         """Draw the weights: norms around 1, biases around 0, matrices so that products keep sizes."""

@@ -41,7 +41,12 @@ ARCHITECTURES = {
 
 
 DECODERS = {"llama": "llama", "mistral": "llama"}
-ENCODERS = {"bert": "bert"}
+ENCODERS = {
+    "bert": "bert",
+    "roberta": "roberta",
+    "xlm-roberta": "roberta",
+    "distilbert": "distilbert",
+}
 """The same for `model_type` of a checkpoint's config.json."""
 
 

@@ -45,7 +45,6 @@ class CheckpointConfig(Protocol):
 
     vocab_size: int
     hidden_size: int
-    max_position_embeddings: int
 
     @classmethod
     def from_hf(cls, config: HFConfig, /) -> Self:
@@ -54,6 +53,14 @@ class CheckpointConfig(Protocol):
 
 class CheckpointDecoderConfig(DecoderConfig, CheckpointConfig, Protocol):
     """The same of a decoder."""
+
+
+class CheckpointEncoderConfig(CheckpointConfig, Protocol):
+    """The same of an encoder."""
+
+    @property
+    def max_length(self) -> int:
+        """How many tokens a text may have."""
 
 
 class Architecture(Protocol):
@@ -76,10 +83,10 @@ class Decoder(Architecture, Protocol):
 class Encoder(Architecture, Protocol):
     """What an encoder's has: one that makes vectors of text."""
 
-    Config: type[CheckpointConfig]
+    Config: type[CheckpointEncoderConfig]
 
     def build(
-        self, graph: Graph, weights: Weights, config: CheckpointConfig, /
+        self, graph: Graph, weights: Weights, config: CheckpointEncoderConfig, /
     ) -> tuple[Value, Value]:
         """Add the whole model to the graph; return its last hidden state and attention mask."""
 
@@ -209,7 +216,7 @@ def _build_encoder(
     encoder = cast("Encoder", architecture)
     sizes = encoder.Config.from_hf(config)
     head = read_sentence_head(checkpoint, sizes.hidden_size)
-    length = read_max_length(checkpoint, sizes.max_position_embeddings)
+    length = read_max_length(checkpoint, sizes.max_length)
     tokenizer = read_tokenizer(checkpoint, sizes.vocab_size, max_length=length)
     x, mask = encoder.build(graph, weights, sizes)
     if head is not None:

@@ -120,19 +120,47 @@ def add_sentence_embedding(graph: Graph, x: Value, mask: Value, head: SentenceHe
 
 def _mean(graph: Graph, x: Value, mask: Value) -> Value:
     """The mean over the tokens that are not padding."""
-    seen = _as_column(graph, mask)  # (B, T, 1)
-    (kept,) = graph.op("Mul", (x, seen))
+    return graph.op("Div", _weighted_sum(graph, x, _as_column(graph, mask)))[0]
+
+
+def _weighted_sum(graph: Graph, x: Value, weights: Value) -> tuple[Value, Value]:
+    """x: (B, T, E), weights: (B, T, 1) -> the sum over T (B, E), and that of the weights (B, 1)."""
+    (kept,) = graph.op("Mul", (x, weights))
     axes = graph.constant(np.array([1], np.int64), "axes")
     (total,) = graph.op("ReduceSum", (kept, axes), attributes={"keepdims": 0})
-    (count,) = graph.op("ReduceSum", (seen, axes), attributes={"keepdims": 0})
+    (count,) = graph.op("ReduceSum", (weights, axes), attributes={"keepdims": 0})
     (count,) = graph.op("Max", (count, graph.constant(np.array(1e-9, np.float32), "least")))
-    return graph.op("Div", (total, count))[0]
+    return total, count
 
 
 def _cls(graph: Graph, x: Value, _: Value) -> Value:
     """The first token."""
     index = graph.constant(np.array(0, np.int64), "first")
     return graph.op("Gather", (x, index), attributes={"axis": 1})[0]
+
+
+def _last(graph: Graph, x: Value, mask: Value) -> Value:
+    """The last token that is not padding."""
+    attributes = {"axis": 1, "keepdims": 1, "select_last_index": 1}
+    (index,) = graph.op("ArgMax", (mask,), attributes=attributes)  # (B, 1)
+    return graph.op("GatherND", (x, index), attributes={"batch_dims": 1})[0]
+
+
+def _mean_by_root(graph: Graph, x: Value, mask: Value) -> Value:
+    """The sum of the tokens that are not padding, divided by the root of their number."""
+    total, count = _weighted_sum(graph, x, _as_column(graph, mask))
+    return graph.op("Div", (total, graph.op("Sqrt", (count,))[0]))[0]
+
+
+def _weighted_mean(graph: Graph, x: Value, mask: Value) -> Value:
+    """The mean over the tokens that are not padding, the first counted once, the second twice, ..."""
+    seen = _as_column(graph, mask)  # (B, T, 1)
+    (ones,) = graph.op("Equal", (seen, seen))
+    (ones,) = graph.op("Cast", (ones,), attributes={"to": int(TensorProto.FLOAT)})
+    axis = graph.constant(np.array(1, np.int64), "axis")
+    (places,) = graph.op("CumSum", (ones, axis))
+    (weights,) = graph.op("Mul", (seen, places))
+    return graph.op("Div", _weighted_sum(graph, x, weights))[0]
 
 
 def _max(graph: Graph, x: Value, mask: Value) -> Value:
@@ -161,8 +189,11 @@ def _normalize(graph: Graph, y: Value) -> Value:
 
 _POOLINGS: dict[str, Callable[[Graph, Value, Value], Value]] = {
     "cls": _cls,
+    "lasttoken": _last,
     "max": _max,
     "mean": _mean,
+    "mean_sqrt_len_tokens": _mean_by_root,
+    "weightedmean": _weighted_mean,
 }
 
 
