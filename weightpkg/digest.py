@@ -8,9 +8,12 @@ damaged range can be told from the rest (https://github.com/BLAKE3-team/BLAKE3-s
 from __future__ import annotations
 
 import hashlib
+import os
 import re
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -22,7 +25,7 @@ Algorithm = Literal["sha256", "blake3"]
 
 CHUNK_SIZE = 4 * 1024 * 1024
 READ_SIZE = 1024 * 1024
-_BUFFER_SIZE = 8 * 1024 * 1024  # enough for every core to have its part
+_BUFFER_SIZE = 4 * 1024 * 1024  # enough for every core to have its part
 
 _HEX = re.compile(r"[0-9a-f]{64}\Z")
 
@@ -165,6 +168,56 @@ def _read_ahead(stream: FileIO) -> Iterator[memoryview]:
             yield here[:size]
             size = following.result()
             here, there = there, here
+
+
+def sound_chunks(
+    path: Path,
+    chunks: Mapping[int, str],
+    *,
+    advance: Callable[[int], None] = lambda _: None,
+) -> set[int]:
+    """Return which of a file's chunks have the BLAKE3 that they should have; OSError as it comes.
+
+    Every core takes chunks by itself and reads them in pieces that stay in its cache: about twice as
+    fast as one hash of the whole file on all cores (`scripts/bench/verify.py`).
+
+    Args:
+        path: the file; chunks beyond its end are not sound.
+        chunks: the hex digits of each chunk to check, by its number.
+        advance: called with the bytes of each piece, by any thread.
+    """
+    rest = deque(chunks.items())
+    n_workers = min(len(chunks), os.cpu_count() or 1)
+    with ThreadPoolExecutor(max(1, n_workers)) as pool:
+        found = [pool.submit(_sound_chunks, path, rest, advance) for _ in range(n_workers)]
+        return {i for each in found for i in each.result()}
+
+
+def _sound_chunks(
+    path: Path, rest: deque[tuple[int, str]], advance: Callable[[int], None]
+) -> list[int]:
+    """Take chunks from what is left until nothing is."""
+    found = []
+    with path.open("rb", buffering=0) as stream, memoryview(bytearray(READ_SIZE)) as view:
+        while rest:
+            with suppress(IndexError):  # another thread has taken the last one
+                i, digest = rest.popleft()
+                if _hash_chunk(stream, i, view, advance) == digest:
+                    found.append(i)
+    return found
+
+
+def _hash_chunk(
+    stream: FileIO, i: int, view: memoryview, advance: Callable[[int], None]
+) -> str | None:
+    """Return the digest of a chunk, None if the file ends before it begins."""
+    hasher, left = blake3(), CHUNK_SIZE
+    stream.seek(i * CHUNK_SIZE)
+    while left and (size := stream.readinto(view[:left])):
+        hasher.update(view[:size])
+        advance(size)
+        left -= size
+    return hasher.hexdigest() if left < CHUNK_SIZE else None
 
 
 def git_sha1(path: Path, size: int) -> str:

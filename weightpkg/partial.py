@@ -19,7 +19,6 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from typing import Any, Self
 from blake3 import blake3
 
 from weightpkg import files
-from weightpkg.digest import CHUNK_SIZE, Digest, Fingerprint, Hasher
+from weightpkg.digest import CHUNK_SIZE, Digest, Fingerprint, Hasher, sound_chunks
 from weightpkg.errors import StoreError
 from weightpkg.progress import Advance
 from weightpkg.spans import Span, Spans
@@ -103,7 +102,8 @@ class Partial:
         found = self._journal.read()
         length = self.path.stat().st_size
         whole = {i for i in found.chunks if _chunk_span(i, self.size or length)[1] <= length}
-        good = _check_chunks(self.path, {i: found.chunks[i] for i in sorted(whole)})
+        with files.mapped(self.path):
+            good = sound_chunks(self.path, {i: found.chunks[i] for i in sorted(whole)})
         for i in good:
             self.spans.add(*_chunk_span(i, self.size or length))
         for start, end in found.spans:
@@ -473,31 +473,6 @@ def _boot_id() -> str:
     with suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     return f"{time.time():.6f}"
-
-
-def _check_chunks(path: Path, expected: dict[int, str]) -> set[int]:
-    """Return those of the chunks that are in the file as they should be, read on all cores."""
-    if not expected:
-        return set()
-    with files.mapped(path):
-        size = path.stat().st_size
-        descriptor = os.open(path, os.O_RDONLY)
-
-    def is_good(i: int) -> bool:
-        start, end = _chunk_span(i, size)
-        if start >= end:
-            return False
-        with _map(descriptor, start, end) as mapped, memoryview(mapped) as data:
-            return bool(blake3(data).hexdigest() == expected[i])
-
-    try:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            results = pool.map(is_good, expected)
-            return {i for i, good in zip(expected, results, strict=True) if good}
-    except OSError as error:
-        raise StoreError(f"`{path}`: {error.strerror}") from error
-    finally:
-        os.close(descriptor)
 
 
 def _map(descriptor: int, start: int, end: int) -> mmap.mmap:

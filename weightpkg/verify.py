@@ -1,8 +1,8 @@
 """Hashing what the store has again, offline: what is bad, and whose it is.
 
-Every blob is compared with the BLAKE3 that was found when its SHA-256 was right, on all cores; a
-model directory's manifest is compared with the record, and every file in it with the manifest;
-modes and what else lies there are looked at too. All that is found is listed.
+Every blob is compared with the BLAKE3 that was found when its SHA-256 was right, chunk by chunk on
+all cores; a model directory's manifest is compared with the record, and every file in it with the
+manifest; modes and what else lies there are looked at too. All that is found is listed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from threading import Lock
 from typing import Literal
 
 from weightpkg import files
-from weightpkg.digest import Digest, hash_file
+from weightpkg.digest import Digest, hash_file, sound_chunks
 from weightpkg.document import parse_document
 from weightpkg.errors import DocumentError
 from weightpkg.progress import Advance, Progress
@@ -54,7 +54,10 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class _Expected:
-    """A file as it should be; `size` and `digest` are None where only its presence is known."""
+    """A file as it should be; `size` and `digest` are None where only its presence is known.
+
+    `chunks` are the BLAKE3 of each chunk, where they are known.
+    """
 
     path: Path
     size: int | None
@@ -62,6 +65,7 @@ class _Expected:
     models: tuple[str, ...]
     blob: Digest | None = None
     conversion: str | None = None
+    chunks: tuple[str, ...] = ()
 
     def problem(self, kind: Kind) -> Problem:
         return Problem(kind, self.path, self.models, self.blob, self.conversion)
@@ -111,11 +115,15 @@ def _expected_blobs(store: Store, records: Iterable[Installed]) -> dict[Path, _E
             if file.is_kept:
                 path = store.blob_path(file.sha256)
                 models = (*(expected[path].models if path in expected else ()), record.full_name)
-                expected[path] = _Expected(path, file.size, file.blake3, models, file.sha256)
-    for known in list(expected.values()):
-        if known.blob:
-            path = store.chunks_path(known.blob)
-            expected[path] = _Expected(path, None, None, known.models, known.blob)
+                known = store.known(file.sha256)
+                chunks = known.chunks if known and known.blake3 == file.blake3 else ()
+                expected[path] = _Expected(
+                    path, file.size, file.blake3, models, file.sha256, chunks=chunks
+                )
+    for kept in list(expected.values()):
+        if kept.blob:
+            path = store.chunks_path(kept.blob)
+            expected[path] = _Expected(path, None, None, kept.models, kept.blob)
     return expected
 
 
@@ -133,7 +141,9 @@ def _look_around(store: Store, expected: dict[Path, _Expected]) -> Iterator[Prob
         if match[2]:
             expected[path] = _Expected(path, None, None, (), blob)
         elif known:
-            expected[path] = _Expected(path, known.size, known.blake3, (), blob)
+            expected[path] = _Expected(
+                path, known.size, known.blake3, (), blob, chunks=known.chunks
+            )
         else:
             expected[path] = _Expected(path, path.stat().st_size, blob, (), blob)
 
@@ -180,6 +190,9 @@ def _compare(
         return None if _is_list_of_chunks(file) else "corrupt"
     if size != file.size:
         return "truncated" if size < (file.size or 0) else "corrupt"
+    if is_alone and file.chunks:
+        good = sound_chunks(file.path, dict(enumerate(file.chunks)), advance=advance)
+        return None if len(good) == len(file.chunks) else "corrupt"
     found = hash_file(file.path, file.digest.algorithm, advance=advance, all_cores=is_alone)
     return None if found == file.digest else "corrupt"
 
