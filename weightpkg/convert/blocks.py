@@ -113,12 +113,26 @@ def _block_slices(
 
 def linear(graph: Graph, x: Value, matrix: Matrix) -> Value:
     """x: (B, T, K) -> (B, T, N)."""
+    x = in_order(graph, x, matrix)
+    y = product(graph, x, matrix)
+    if matrix.layout is None or matrix.offset is None:
+        return y
+    means = block_mean(graph, x, matrix.layout)
+    return add(graph, y, graph.op("MatMul", (means, matrix.offset.value))[0])
+
+
+def in_order(graph: Graph, x: Value, matrix: Matrix) -> Value:
+    """x: (B, T, K) -> the same in the order of the matrix's columns."""
+    if matrix.columns is None:
+        return x
+    return graph.op("Gather", (x, matrix.columns), attributes={"axis": -1})[0]
+
+
+def product(graph: Graph, x: Value, matrix: Matrix) -> Value:
+    """x: (B, T, K), in the order of the columns -> (B, T, N), without the offsets of blocks."""
     if matrix.layout is None:
         inputs = (x, matrix.q.value)
-        (y,) = graph.op("FusedMatMul", inputs, domain=MICROSOFT, attributes={"transB": 1})
-        return y
-    if matrix.columns is not None:
-        (x,) = graph.op("Gather", (x, matrix.columns), attributes={"axis": -1})
+        return graph.op("FusedMatMul", inputs, domain=MICROSOFT, attributes={"transB": 1})[0]
     rows, width = matrix.shape
     layout = matrix.layout
     assert matrix.scale is not None  # noqa: S101  blocks have scales
@@ -134,11 +148,7 @@ def linear(graph: Graph, x: Value, matrix: Matrix) -> Value:
             "accuracy_level": ACCURACY_LEVEL,
         },
     )
-    if matrix.offset is None:
-        return y
-    (product,) = graph.op("MatMul", (block_mean(graph, x, layout), matrix.offset.value))
-    (total,) = graph.op("Add", (y, product))
-    return total
+    return y
 
 
 def block_mean(graph: Graph, x: Value, layout: BlockLayout) -> Value:

@@ -34,6 +34,9 @@ _LIMITS = {
     "max_position_embeddings": 2**20,
     "sliding_window": 2**30,
     "query_pre_attn_scalar": 2**17,
+    "num_local_experts": 4096,
+    "num_experts": 4096,
+    "moe_intermediate_size": 2**20,
 }
 
 
@@ -92,6 +95,17 @@ class Hyperparameters:
         """
         count = self.get("block_count", int)
         _check_limit(self._file.name, "num_hidden_layers", count)
+        return count
+
+    def chosen_experts(self, n_experts: int) -> int:
+        """Return how many of a layer's experts a token goes to.
+
+        Raises:
+            UnsupportedArchitectureError: none, or more than there are.
+        """
+        count = self.get("expert_used_count", int)
+        if not 1 <= count <= n_experts:
+            raise self.unsupported(f"{count} of {n_experts} experts are used for a token")
         return count
 
     def head_size(self, default: int) -> int:
