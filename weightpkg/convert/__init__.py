@@ -37,6 +37,7 @@ ARCHITECTURES = {
     "gemma2": "gemma2",
     "gemma3": "gemma3",
     "qwen3moe": "qwen3moe",
+    "gpt-oss": "gpt_oss",
 }
 """`general.architecture` to the module in `archs`; no other module is ever imported for a file."""
 

@@ -349,6 +349,7 @@ class AttentionInputs:
     cos, sin: (max positions, D/2) float32, or fewer columns where only the first part of a head
     rotates, or None where attention does not rotate. Products of q and k are multiplied by `scale`, or divided
     by sqrt(D), and then kept within `softcap`. A token sees `window` positions, its own included.
+    sinks: (H,) float32, a product for each head that takes its share of the softmax and has no value.
     """
 
     sequence_lengths: Value
@@ -361,6 +362,7 @@ class AttentionInputs:
     scale: float | None = None
     softcap: float | None = None
     window: int | None = None
+    sinks: Value | None = None
 
     def attributes(self) -> dict[str, int | float]:
         """Those of GroupQueryAttention."""
@@ -443,9 +445,10 @@ def attend(graph: Graph, qkv: Sequence[Value], layer: int, shared: AttentionInpu
     ]
     query = (*qkv, None, None)[:3]  # the operator takes q, k and v in one tensor as well
     rotary = () if shared.cos is None else (shared.cos, shared.sin)
+    sinks = () if shared.sinks is None else (*((None,) * (4 - len(rotary))), shared.sinks)
     output, *present = graph.op(
         "GroupQueryAttention",
-        (*query, *past, shared.sequence_lengths, shared.total, *rotary),
+        (*query, *past, shared.sequence_lengths, shared.total, *rotary, *sinks),
         outputs=(f"layer.{layer}.attention", f"present.{layer}.key", f"present.{layer}.value"),
         domain=MICROSOFT,
         attributes=shared.attributes(),

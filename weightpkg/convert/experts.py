@@ -100,15 +100,17 @@ def gather(graph: Graph, x: Value, width: int, pairs: Dispatch) -> Value:
 
 
 def combine(graph: Graph, y: Value, x: Value, width: int, choice: Choice, pairs: Dispatch) -> Value:
-    """y: (1, R, E), of each pair -> (B, T, E), as x: each token's, weighted and added up."""
+    """y: (1, R, E), of each pair -> (B, T, E): each token's, weighted and added up."""
     (rows,) = graph.op("Gather", (y, pairs.places), attributes={"axis": 1})
     apart = graph.constant(np.array([-1, choice.n_chosen, width], np.int64), "shape")
     (rows,) = graph.op("Reshape", (rows, apart))  # (1, R, E) -> (B*T, C, E)
     single = graph.constant(np.array([-1, 1, choice.n_chosen], np.int64), "shape")
     (weights,) = graph.op("Reshape", (choice.weights, single))  # (B, T, C) -> (B*T, 1, C)
     (total,) = graph.op("MatMul", (weights, rows))  # (B*T, 1, E)
-    (shape,) = graph.op("Shape", (x,))
-    return graph.op("Reshape", (total, shape))[0]
+    (tokens,) = graph.op("Shape", (x,), attributes={"end": 2})
+    last = graph.constant(np.array([-1], np.int64), "shape")
+    (shape,) = graph.op("Concat", (tokens, last), attributes={"axis": 0})
+    return graph.op("Reshape", (total, shape))[0]  # (B*T, 1, E) -> (B, T, E)
 
 
 def projections(

@@ -156,7 +156,11 @@ class Hyperparameters:
         attention = self.get("rope.scaling.yarn_attn_factor", float, default)
         _check_positive(self._file.name, "attention_factor", attention)
         return rope.Scaling(
-            **numbers, original_max_position_embeddings=original, attention_factor=attention
+            factor=factor,
+            original_max_position_embeddings=original,
+            beta_fast=numbers["beta_fast"],
+            beta_slow=numbers["beta_slow"],
+            attention_factor=attention,
         )
 
     def linear_rope_factor(self) -> float:
