@@ -126,7 +126,8 @@ def golden(model: TinyModel) -> str:
 
 def logits(model: TinyModel, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
     """Return the logits that follow each token, of some of the vocabulary."""
-    settings: dict[str, Any] = dict(model.config)
+    # TOML has no null: an empty text stands for it
+    settings: dict[str, Any] = {key: None if x == "" else x for key, x in model.config.items()}
     for name, values in model.weights().items():
         if name.startswith("rope_factors_"):  # a tensor there, a setting here
             key = name.removeprefix("rope_factors_").removesuffix(".weight")

@@ -38,6 +38,7 @@ ARCHITECTURES = {
     "gemma3": "gemma3",
     "qwen3moe": "qwen3moe",
     "gpt-oss": "gpt_oss",
+    "deepseek2": "deepseek2",
 }
 """`general.architecture` to the module in `archs`; no other module is ever imported for a file."""
 

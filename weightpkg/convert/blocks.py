@@ -350,6 +350,7 @@ class AttentionInputs:
     rotates, or None where attention does not rotate. Products of q and k are multiplied by `scale`, or divided
     by sqrt(D), and then kept within `softcap`. A token sees `window` positions, its own included.
     sinks: (H,) float32, a product for each head that takes its share of the softmax and has no value.
+    What rotates together are neighbours if `is_interleaved`, otherwise both halves of a head.
     """
 
     sequence_lengths: Value
@@ -363,6 +364,7 @@ class AttentionInputs:
     softcap: float | None = None
     window: int | None = None
     sinks: Value | None = None
+    is_interleaved: bool = False
 
     def attributes(self) -> dict[str, int | float]:
         """Those of GroupQueryAttention."""
@@ -370,6 +372,7 @@ class AttentionInputs:
             "scale": self.scale,
             "softcap": self.softcap,
             "local_window_size": self.window,
+            "rotary_interleaved": int(self.is_interleaved) or None,
         }
         return {
             "num_heads": self.n_heads,

@@ -36,6 +36,10 @@ _LIMITS = {
     "query_pre_attn_scalar": 2**17,
     "num_local_experts": 4096,
     "num_experts": 4096,
+    "n_routed_experts": 4096,
+    "n_shared_experts": 4096,
+    "q_lora_rank": 2**17,
+    "kv_lora_rank": 2**17,
     "moe_intermediate_size": 2**20,
 }
 
