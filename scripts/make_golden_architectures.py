@@ -52,6 +52,13 @@ def interleaved(
     return values
 
 
+def turned_experts(
+    name: str, values: NDArray[np.float32], _: Mapping[str, int]
+) -> NDArray[np.float32]:
+    """Turn the matrices of gpt-oss's experts round."""
+    return values.swapaxes(1, 2) if name.endswith(("gate_up_proj", "down_proj")) else values
+
+
 def transposed(name: str, values: NDArray[np.float32], _: Mapping[str, int]) -> NDArray[np.float32]:
     """Turn the matrices of GPT-2's layers round."""
     return values.T if ".c_" in name else values
@@ -81,6 +88,7 @@ UNDO: dict[str, Undo] = {
     "falcon": grouped,
     "gemma2": without_one,
     "gemma3": without_one,
+    "gpt-oss": turned_experts,
     "gpt2": transposed,
     "granite": interleaved,
     "llama": interleaved,
@@ -118,7 +126,8 @@ def golden(model: TinyModel) -> str:
 
 def logits(model: TinyModel, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
     """Return the logits that follow each token, of some of the vocabulary."""
-    settings: dict[str, Any] = dict(model.config)
+    # TOML has no null: an empty text stands for it
+    settings: dict[str, Any] = {key: None if x == "" else x for key, x in model.config.items()}
     for name, values in model.weights().items():
         if name.startswith("rope_factors_"):  # a tensor there, a setting here
             key = name.removeprefix("rope_factors_").removesuffix(".weight")
@@ -144,16 +153,45 @@ def state(model: TinyModel, names: list[str]) -> dict[str, torch.Tensor]:
     unused = {name for name in weights if not name.startswith("rope_")}
     for name in names:
         whole, _, head = name.partition(".norms.")  # of one head; stacked in the file
-        path = f"{whole}.weight" if head else name
-        stored = table.get_name(path, try_suffixes=(".weight", ".bias")) or ""
-        if name == "lm_head.weight" and stored not in weights:
-            stored = "token_embd.weight"
-        unused.discard(stored)
-        values = weights[stored][int(head.partition(".")[0])] if head else weights[stored]
-        found[name] = torch.from_numpy(undo(name, values, sizes).copy())
+        stored = [stored_name(table, f"{whole}.weight" if head else name)]
+        if stored[0] not in weights:
+            stored = [stored_name(table, part) for part in parts(name)]
+        unused.difference_update(stored)
+        values = [weights[part] for part in stored]
+        single = values[0][int(head.partition(".")[0])] if head else values[0]
+        joined = single if len(values) == 1 else join(model.architecture, name, values)
+        found[name] = torch.from_numpy(undo(name, joined, sizes).copy())
     if unused:
         raise SystemExit(f"{model.name}: transformers has no use for {sorted(unused)}")
     return found
+
+
+def stored_name(table: gguf.TensorNameMap, name: str) -> str:
+    """Return the GGUF name of a tensor, or nothing."""
+    path = name.removesuffix("_bias") + ".bias" if name.endswith("_bias") else name
+    if not path.endswith((".weight", ".bias")):
+        path += ".weight"
+    found: str | None = table.get_name(path, try_suffixes=(".weight", ".bias"))
+    return found or ""
+
+
+def parts(name: str) -> list[str]:
+    """Return the names of what a tensor of transformers consists of in the file."""
+    if name == "lm_head.weight":
+        return ["model.embed_tokens.weight"]
+    wholes = {"gate_up_proj": ("gate_proj", "up_proj"), "kv_b_proj": ("k_b_proj", "v_b_proj")}
+    return [name.replace(key, part) for key in wholes if key in name for part in wholes[key]]
+
+
+def join(architecture: str, name: str, values: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Return one tensor of several, each with one matrix or bias for each expert or head."""
+    if "kv_b_proj" in name:
+        keys, values_ = values
+        heads = np.concatenate((keys.swapaxes(1, 2), values_), axis=1)
+        return heads.reshape(-1, heads.shape[2])
+    if architecture == "gpt-oss":  # rows of both in turn
+        return np.stack(values, axis=2).reshape(len(values[0]), -1, *values[0].shape[2:])
+    return np.concatenate(values, axis=1)
 
 
 if __name__ == "__main__":

@@ -431,7 +431,8 @@ class TinyModel:
         random = np.random.default_rng([self.seed, zlib.crc32(name.encode())])
         is_positive = "norm" in name or "rope" in name
         mean = 1.0 if is_positive and name.endswith("weight") else 0.0
-        spread = 0.2 if len(shape) == 1 or "norm" in name else shape[1] ** -0.5
+        is_small = len(shape) == 1 or "norm" in name or name.endswith("bias")
+        spread = 0.2 if is_small else shape[-1] ** -0.5
         return random.normal(mean, spread, shape).astype(np.float32)
 
     def write(
@@ -450,7 +451,7 @@ class TinyModel:
             _add_value(writer, f"{self.architecture}.{key}", value)
         {"gpt2": _add_byte_level, "llama": _add_sentencepiece}[self.tokenizer](writer)
         for name, values in weights.items():
-            is_matrix = values.ndim == 2 and "norm" not in name
+            is_matrix = values.ndim > 1 and "norm" not in name and name.endswith("weight")
             fitting = [kind for word, kind in types.items() if is_matrix and word in name]
             kind = gguf.GGMLQuantizationType[["F32", *fitting][-1]]
             writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)

@@ -16,6 +16,12 @@ from weightpkg.formats.gguf import GGUFFile
 PAGE: dict[str, Any] = json.loads(
     (Path(__file__).parent / "data" / "splits.json").read_text(encoding="utf-8")
 )
+# llama.cpp leaves an ideographic space with the letters that follow, where the models' expressions,
+# one applied to the pieces of the other, part them.
+OTHERWISE = {
+    (pre, "\u00a0non-breaking\u2003em space\u200bzero\u3000\u3000wide")
+    for pre in ("deepseek-coder", "deepseek-llm")
+}
 
 
 def test_every_pre_tokenizer_is_compared() -> None:
@@ -35,5 +41,6 @@ def test_texts_are_split_as_by_llama_cpp(tmp_path: Path, pre: str) -> None:
         tokenizer = Tokenizer.from_buffer(read_gguf(file, 10_000).tokenizer_json())
     for text, lengths in zip(PAGE["texts"], PAGE["lengths"][pre], strict=True):
         encoded = tokenizer.encode(text, add_special_tokens=False)
-        assert "".join(str(len(token)) for token in encoded.tokens) == lengths, text
+        same = "".join(str(len(token)) for token in encoded.tokens) == lengths
+        assert same != ((pre, text) in OTHERWISE), text
         assert tokenizer.decode(encoded.ids) == text

@@ -36,8 +36,14 @@ ARCHITECTURES = {
     "falcon": "falcon",
     "gemma2": "gemma2",
     "gemma3": "gemma3",
+    "qwen3moe": "qwen3moe",
+    "gpt-oss": "gpt_oss",
+    "deepseek2": "deepseek2",
 }
 """`general.architecture` to the module in `archs`; no other module is ever imported for a file."""
+
+WITH_EXPERTS = {"llama": "mixtral"}
+"""The same for files with experts, where GGUF has no name of its own for them."""
 
 
 DECODERS = {"llama": "llama", "mistral": "llama"}

@@ -113,12 +113,26 @@ def _block_slices(
 
 def linear(graph: Graph, x: Value, matrix: Matrix) -> Value:
     """x: (B, T, K) -> (B, T, N)."""
+    x = in_order(graph, x, matrix)
+    y = product(graph, x, matrix)
+    if matrix.layout is None or matrix.offset is None:
+        return y
+    means = block_mean(graph, x, matrix.layout)
+    return add(graph, y, graph.op("MatMul", (means, matrix.offset.value))[0])
+
+
+def in_order(graph: Graph, x: Value, matrix: Matrix) -> Value:
+    """x: (B, T, K) -> the same in the order of the matrix's columns."""
+    if matrix.columns is None:
+        return x
+    return graph.op("Gather", (x, matrix.columns), attributes={"axis": -1})[0]
+
+
+def product(graph: Graph, x: Value, matrix: Matrix) -> Value:
+    """x: (B, T, K), in the order of the columns -> (B, T, N), without the offsets of blocks."""
     if matrix.layout is None:
         inputs = (x, matrix.q.value)
-        (y,) = graph.op("FusedMatMul", inputs, domain=MICROSOFT, attributes={"transB": 1})
-        return y
-    if matrix.columns is not None:
-        (x,) = graph.op("Gather", (x, matrix.columns), attributes={"axis": -1})
+        return graph.op("FusedMatMul", inputs, domain=MICROSOFT, attributes={"transB": 1})[0]
     rows, width = matrix.shape
     layout = matrix.layout
     assert matrix.scale is not None  # noqa: S101  blocks have scales
@@ -134,11 +148,7 @@ def linear(graph: Graph, x: Value, matrix: Matrix) -> Value:
             "accuracy_level": ACCURACY_LEVEL,
         },
     )
-    if matrix.offset is None:
-        return y
-    (product,) = graph.op("MatMul", (block_mean(graph, x, layout), matrix.offset.value))
-    (total,) = graph.op("Add", (y, product))
-    return total
+    return y
 
 
 def block_mean(graph: Graph, x: Value, layout: BlockLayout) -> Value:
@@ -339,6 +349,8 @@ class AttentionInputs:
     cos, sin: (max positions, D/2) float32, or fewer columns where only the first part of a head
     rotates, or None where attention does not rotate. Products of q and k are multiplied by `scale`, or divided
     by sqrt(D), and then kept within `softcap`. A token sees `window` positions, its own included.
+    sinks: (H,) float32, a product for each head that takes its share of the softmax and has no value.
+    What rotates together are neighbours if `is_interleaved`, otherwise both halves of a head.
     """
 
     sequence_lengths: Value
@@ -351,6 +363,8 @@ class AttentionInputs:
     scale: float | None = None
     softcap: float | None = None
     window: int | None = None
+    sinks: Value | None = None
+    is_interleaved: bool = False
 
     def attributes(self) -> dict[str, int | float]:
         """Those of GroupQueryAttention."""
@@ -358,6 +372,7 @@ class AttentionInputs:
             "scale": self.scale,
             "softcap": self.softcap,
             "local_window_size": self.window,
+            "rotary_interleaved": int(self.is_interleaved) or None,
         }
         return {
             "num_heads": self.n_heads,
@@ -433,9 +448,10 @@ def attend(graph: Graph, qkv: Sequence[Value], layer: int, shared: AttentionInpu
     ]
     query = (*qkv, None, None)[:3]  # the operator takes q, k and v in one tensor as well
     rotary = () if shared.cos is None else (shared.cos, shared.sin)
+    sinks = () if shared.sinks is None else (*((None,) * (4 - len(rotary))), shared.sinks)
     output, *present = graph.op(
         "GroupQueryAttention",
-        (*query, *past, shared.sequence_lengths, shared.total, *rotary),
+        (*query, *past, shared.sequence_lengths, shared.total, *rotary, *sinks),
         outputs=(f"layer.{layer}.attention", f"present.{layer}.key", f"present.{layer}.value"),
         domain=MICROSOFT,
         attributes=shared.attributes(),

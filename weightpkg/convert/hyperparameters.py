@@ -34,6 +34,13 @@ _LIMITS = {
     "max_position_embeddings": 2**20,
     "sliding_window": 2**30,
     "query_pre_attn_scalar": 2**17,
+    "num_local_experts": 4096,
+    "num_experts": 4096,
+    "n_routed_experts": 4096,
+    "n_shared_experts": 4096,
+    "q_lora_rank": 2**17,
+    "kv_lora_rank": 2**17,
+    "moe_intermediate_size": 2**20,
 }
 
 
@@ -94,6 +101,17 @@ class Hyperparameters:
         _check_limit(self._file.name, "num_hidden_layers", count)
         return count
 
+    def chosen_experts(self, n_experts: int) -> int:
+        """Return how many of a layer's experts a token goes to.
+
+        Raises:
+            UnsupportedArchitectureError: none, or more than there are.
+        """
+        count = self.get("expert_used_count", int)
+        if not 1 <= count <= n_experts:
+            raise self.unsupported(f"{count} of {n_experts} experts are used for a token")
+        return count
+
     def head_size(self, default: int) -> int:
         """Return the size of a head, which is the same for queries, keys and values.
 
@@ -142,7 +160,11 @@ class Hyperparameters:
         attention = self.get("rope.scaling.yarn_attn_factor", float, default)
         _check_positive(self._file.name, "attention_factor", attention)
         return rope.Scaling(
-            **numbers, original_max_position_embeddings=original, attention_factor=attention
+            factor=factor,
+            original_max_position_embeddings=original,
+            beta_fast=numbers["beta_fast"],
+            beta_slow=numbers["beta_slow"],
+            attention_factor=attention,
         )
 
     def linear_rope_factor(self) -> float:

@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 from typing import Protocol, Self, cast
 
-from weightpkg.convert import ARCHITECTURES, CONVERTER_VERSION, tokenizer
+from weightpkg.convert import ARCHITECTURES, CONVERTER_VERSION, WITH_EXPERTS, tokenizer
 from weightpkg.convert.directory import Conversion, ModelDirectory, OutputFile
 from weightpkg.convert.genai import DecoderConfig, genai_config
 from weightpkg.convert.graph import DATA_FILE, Graph
@@ -66,6 +66,8 @@ def convert(
                 f"`{file.name}`: architecture `{kind}` is not converted yet",
                 hint=f"those that are: {', '.join(sorted(ARCHITECTURES))}",
             )
+        if file.get(f"{kind}.expert_count", int, 0):
+            module = WITH_EXPERTS.get(kind, module)
         architecture = cast(
             "Architecture", importlib.import_module(f"weightpkg.convert.archs.{module}")
         )

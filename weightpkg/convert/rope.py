@@ -46,7 +46,7 @@ class Scaling:
     All are divided by `factor`; or, by YaRN (https://arxiv.org/abs/2309.00071, section 3.2), only
     those that turn less than `beta_slow` times in the original context, those that turn more than
     `beta_fast` times stay, and there is a ramp between them. Cosines and sines are multiplied by
-    `attention_factor`.
+    `attention_factor`. Where the ramp begins and ends is rounded to whole frequencies if `truncate`.
     """
 
     factor: float = 1.0
@@ -54,6 +54,7 @@ class Scaling:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     attention_factor: float = 1.0
+    truncate: bool = True
 
 
 def scaled_frequencies(theta: float, size: int, scaling: Scaling) -> NDArray[np.float64]:
@@ -62,11 +63,13 @@ def scaled_frequencies(theta: float, size: int, scaling: Scaling) -> NDArray[np.
     if scaling.original_max_position_embeddings is None:
         return frequencies / scaling.factor
     original = scaling.original_max_position_embeddings
-    first = math.floor(_place_of_turns(scaling.beta_fast, theta, size, original))
-    last = math.ceil(_place_of_turns(scaling.beta_slow, theta, size, original))
-    first, last = max(first, 0), min(last, size - 1)
+    first = float(_place_of_turns(scaling.beta_fast, theta, size, original))
+    last = float(_place_of_turns(scaling.beta_slow, theta, size, original))
+    if scaling.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0.0), min(last, size - 1.0)
     ramp = (np.arange(size // 2) - first) / max(last - first, 0.001)
-    share = np.clip(ramp, 0.0, 1.0)
+    share: NDArray[np.float64] = np.clip(ramp, 0.0, 1.0)
     return frequencies / scaling.factor * share + frequencies * (1.0 - share)
 
 
