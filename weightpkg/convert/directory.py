@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 MANIFEST = "weightpkg.toml"
 
 # Pieces that wait to be written, beside the one that is: memory is that of so many.
-_WAITING = 2
+_WAITING = 4
 
 
 @dataclass(frozen=True, slots=True)
