@@ -3,12 +3,14 @@
 1. Every weight of the ONNX model, dequantised by this script, against `gguf.quants.dequantize` of the
    source: equal to the bit in float32, and where an offset is added within 4e-7 of the block's
    largest magnitude.
-2. On 2,000 tokens of bench/golden/text.txt (windows of 500): KL divergence to llama.cpp's logits and
-   agreement of the most likely token. The golden file has the 48 most likely tokens of each position
-   and the rest as one, so that KL is a lower bound; with llama-cpp-python the full one is shown too.
-3. Both against an exact float32 evaluation of the same weights (scripts/float32_llama.py).
+2. On 2,000 tokens of bench/golden/text.txt (windows of 500, each after the model's first token if it
+   has one): KL divergence to llama.cpp's logits and agreement of the most likely token. Without
+   llama-cpp-python they are those of a golden file, which there is of one model: the 48 most likely
+   tokens of each position and the rest as one, so that KL is a lower bound.
+3. Both against an exact float32 evaluation of the same weights (scripts/float32_*.py).
 
-Usage: python scripts/bench/fidelity.py    (pip install '.[test]'; optional: llama-cpp-python)
+Usage: python scripts/bench/fidelity.py [--gguf FILE --model DIRECTORY]
+       (pip install '.[test]'; optional, and needed for another model: llama-cpp-python)
 """
 
 from __future__ import annotations
@@ -17,9 +19,10 @@ import argparse
 import importlib.util
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -29,12 +32,33 @@ import onnx
 import onnxruntime as ort
 from tokenizers import Tokenizer
 
+from float32_gemma3 import Gemma3
 from float32_llama import Llama
 from golden_logits import N_TOKENS, TEXT, WINDOW, Buckets, kl_divergence, load, log_softmax
 from report import Report, installed_model, model_arguments
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+
+KL_BAR, RATIO_BAR = 0.01, 1.2
+
+Forward = Callable[[Sequence[int]], "NDArray[np.float32]"]
+"""Takes a window of tokens; returns the logits that follow each: (T, V)."""
+
+
+class Exact(Protocol):
+    """An evaluation in float32 of a model's weights."""
+
+    @classmethod
+    def read(cls, path: Path) -> Exact:
+        """Read a GGUF file."""
+
+    def logits(self, tokens: list[int]) -> NDArray[np.float32]:
+        """Return the logits that follow each token: (T, V)."""
+
+
+EXACT: dict[str, type[Exact]] = {"llama": Llama, "gemma3": Gemma3}
 
 
 class Initializers:
@@ -97,7 +121,7 @@ PARTS = {
 
 
 def source_names(weight: str) -> list[str]:
-    """The GGUF tensors whose rows make an ONNX weight."""
+    """The GGUF tensors whose rows make an ONNX weight, or several of that name one after the other."""
     if not any(part in weight for part in PARTS):
         return ["output.weight" if weight.startswith("lm_head") else "token_embd.weight"]
     layer = next(word for word in weight.split(".") if word.isdigit())
@@ -105,29 +129,54 @@ def source_names(weight: str) -> list[str]:
     return [f"blk.{layer}.{name}.weight" for name in parts]
 
 
+def interleaved(reader: gguf.GGUFReader) -> dict[str, int]:
+    """How many heads the matrices have whose rows llama.cpp has in another order than Hugging Face."""
+    if architecture_of(reader) != "llama":
+        return {}
+    keys = {"attn_q": "head_count", "attn_k": "head_count_kv"}
+    return {
+        kind: int(reader.fields[f"llama.attention.{key}"].contents()) for kind, key in keys.items()
+    }
+
+
+def architecture_of(reader: gguf.GGUFReader) -> str:
+    """The architecture that a GGUF file names."""
+    return str(reader.fields["general.architecture"].contents())
+
+
 def weight_errors(source: Path, directory: Path) -> Iterator[tuple[bool, float]]:
     """Yield for each matrix whether it has an offset, and its largest error relative to a block."""
     found = Initializers(directory)
     reader = gguf.GGUFReader(source)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
-    counts = {
-        kind: int(reader.fields[f"llama.attention.{key}"].contents())
-        for kind, key in (("attn_q", "head_count"), ("attn_k", "head_count_kv"))
-    }
+    heads = interleaved(reader)
+    left: dict[str, list[str]] = {}
     for node in found.nodes:
         if node.op_type != "MatMulNBits":
             continue
         ours, block_size = matrix(found, node)
-        names = source_names(node.input[1])
-        theirs = np.concatenate([source_matrix(tensors, name, counts) for name in names])
+        base = node.input[1].rpartition("_")[0] if node.input[1][-1].isdigit() else node.input[1]
+        names = left.setdefault(base, source_names(base))
+        theirs = np.empty((0, ours.shape[1]), np.float32)
+        while len(theirs) < len(ours):
+            theirs = np.concatenate((theirs, source_matrix(tensors, names.pop(0), heads)))
         largest = np.abs(theirs).reshape(len(theirs), -1, block_size).max(axis=-1)
         error = np.abs(ours - theirs).reshape(len(theirs), -1, block_size).max(axis=-1)
         relative = error / np.where(largest, largest, 1)
         yield f"{node.input[1]}.2" in found, float(relative.max())
 
 
-def onnx_logits(directory: Path, tokens: list[int]) -> NDArray[np.float32]:
-    """Return the logits that follow each token, window by window: (T, V)."""
+def first_tokens(source: Path) -> list[int]:
+    """The token that every text begins with, if the model has one."""
+    fields = gguf.GGUFReader(source).fields
+    adds = fields.get("tokenizer.ggml.add_bos_token")
+    if adds is None or not adds.contents():
+        return []
+    return [int(fields["tokenizer.ggml.bos_token_id"].contents())]
+
+
+def onnx_forward(directory: Path) -> Forward:
+    """Our conversion."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
     session = ort.InferenceSession(directory / "model.onnx", options)
@@ -138,24 +187,63 @@ def onnx_logits(directory: Path, tokens: list[int]) -> NDArray[np.float32]:
         for i in range(decoder["num_hidden_layers"])
         for part in ("key", "value")
     }
-    rows = []
-    for start in range(0, len(tokens), WINDOW):
-        ids = np.array([tokens[start : start + WINDOW]], np.int64)
+
+    def forward(tokens: Sequence[int]) -> NDArray[np.float32]:
+        ids = np.array([tokens], np.int64)
         feed = {"input_ids": ids, "attention_mask": np.ones_like(ids), **past}
-        rows.append(session.run(["logits"], feed)[0][0])
-    return np.concatenate(rows)
+        logits: NDArray[np.float32] = session.run(["logits"], feed)[0][0]
+        return logits
+
+    return forward
 
 
-def exact_logits(source: Path, tokens: list[int]) -> NDArray[np.float32]:
+def exact_forward(source: Path) -> Forward:
     """The same from NumPy."""
-    model = Llama.read(source)
-    windows = range(0, len(tokens), WINDOW)
-    return np.concatenate([model.logits(tokens[start : start + WINDOW]) for start in windows])
+    kind = architecture_of(gguf.GGUFReader(source))
+    model = EXACT[kind].read(source)
+    return lambda tokens: model.logits(list(tokens))
+
+
+def logits(forward: Forward, first: list[int], tokens: list[int]) -> Iterator[NDArray[np.float32]]:
+    """Yield the logits that follow each token, window by window."""
+    for start in range(0, len(tokens), WINDOW):
+        yield forward([*first, *tokens[start : start + WINDOW]])[len(first) :]
+
+
+def all_log_p(forward: Forward, first: list[int], tokens: list[int]) -> NDArray[np.float64]:
+    """Return the log-probabilities that follow each token: (T, V)."""
+    return np.concatenate([log_softmax(part) for part in logits(forward, first, tokens)])
 
 
 def agreement(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     """The share of positions (T, V) with the same most likely token, in percent."""
     return 100 * float((a.argmax(axis=-1) == b.argmax(axis=-1)).mean())
+
+
+@dataclass
+class Comparison:
+    """One engine's logits to another's, over the whole vocabulary."""
+
+    divergences: list[float] = field(default_factory=list)
+    agreements: list[bool] = field(default_factory=list)
+
+    def add(self, reference: NDArray[np.float32], other: NDArray[np.float32]) -> None:
+        """Add positions (T, V), a few at a time: a large vocabulary takes much memory."""
+        for start in range(0, len(reference), 50):
+            part = slice(start, start + 50)
+            p, q = log_softmax(reference[part]), log_softmax(other[part])
+            self.divergences += kl_divergence(p, q).tolist()
+            self.agreements += (p.argmax(axis=-1) == q.argmax(axis=-1)).tolist()
+
+    @property
+    def kl(self) -> float:
+        """Mean KL(reference || other)."""
+        return float(np.mean(self.divergences))
+
+    @property
+    def agreement(self) -> float:
+        """The share of positions with the same most likely token, in percent."""
+        return 100 * float(np.mean(self.agreements))
 
 
 def report_weights(report: Report, source: Path, directory: Path) -> None:
@@ -173,44 +261,56 @@ def report_weights(report: Report, source: Path, directory: Path) -> None:
 def report_tokens(report: Report, directory: Path, tokens: list[int]) -> None:
     """Compare the tokenizer with llama.cpp's."""
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-    ours = tokenizer.encode(TEXT.read_text(encoding="utf-8")).ids[:N_TOKENS]
+    text = TEXT.read_text(encoding="utf-8")
+    ours = tokenizer.encode(text, add_special_tokens=False).ids[: len(tokens)]
     equal = sum(a == b for a, b in zip(ours, tokens, strict=True))
-    report.at_least("tokens equal to llama.cpp's", equal, N_TOKENS, form="d")
+    report.at_least("tokens equal to llama.cpp's", equal, len(tokens), form="d")
 
 
-def report_golden(report: Report, ours: NDArray[np.float64], golden: Buckets) -> None:
-    """Compare logits with the golden file."""
+def report_golden(report: Report, source: Path, directory: Path) -> None:
+    """Compare with the golden file, and with exact arithmetic."""
+    tokens, golden = load()
+    report_tokens(report, directory, tokens)
+    ours = all_log_p(onnx_forward(directory), [], tokens)
     kl = kl_divergence(golden.log_p, Buckets.of(golden.ids, ours).log_p).mean()
     top = 100 * float((ours.argmax(axis=-1) == golden.ids[:, 0]).mean())
     report.add("probability of the golden file's named tokens", golden.mass)
-    report.at_most("KL(llama.cpp || ours), golden", kl, 0.01, form=".4f")
+    report.at_most("KL(llama.cpp || ours), golden", kl, KL_BAR, form=".4f")
     report.at_least("top-1 agreement with llama.cpp", top, 90, form=".1f", unit=" %")
-
-
-def report_exact(
-    report: Report,
-    ours: NDArray[np.float64],
-    exact: NDArray[np.float64],
-    theirs: NDArray[np.float64] | None,
-    golden: Buckets,
-) -> None:
-    """Compare both engines with exact arithmetic, over the whole vocabulary where that is known."""
-    our_kl = kl_divergence(exact, ours).mean()
-    report.add("KL(exact || ours)", our_kl, form=".4f")
-    report.add("top-1 agreement of ours with exact", agreement(exact, ours), form=".1f", unit=" %")
-    if theirs is None:
-        print("llama-cpp-python is not installed: its part is taken from the golden file")
-        named = Buckets.of(golden.ids, exact).log_p
-        our_kl = kl_divergence(named, Buckets.of(golden.ids, ours).log_p).mean()
-        their_kl = kl_divergence(named, golden.log_p).mean()
-    else:
-        their_kl = kl_divergence(exact, theirs).mean()
-        theirs_to_ours = kl_divergence(theirs, ours).mean()
-        agreed = agreement(exact, theirs)
-        report.add("KL(llama.cpp || ours), whole vocabulary", theirs_to_ours, form=".4f")
-        report.add("top-1 agreement of llama.cpp with exact", agreed, form=".1f", unit=" %")
+    exact = all_log_p(exact_forward(source), [], tokens)
+    report.add("KL(exact || ours)", kl_divergence(exact, ours).mean(), form=".4f")
+    top = agreement(exact, ours)
+    report.add("top-1 agreement of ours with exact", top, form=".1f", unit=" %")
+    named = Buckets.of(golden.ids, exact).log_p
+    our_kl = kl_divergence(named, Buckets.of(golden.ids, ours).log_p).mean()
+    their_kl = kl_divergence(named, golden.log_p).mean()
     report.add("KL(exact || llama.cpp)", their_kl, form=".4f")
-    report.at_most("ours / theirs", our_kl / their_kl, 1.3, form=".2f")
+    report.at_most("ours / theirs", our_kl / their_kl, RATIO_BAR, form=".2f")
+
+
+def report_llama_cpp(report: Report, source: Path, directory: Path) -> None:
+    """Compare with llama.cpp, and both with exact arithmetic, over the whole vocabulary."""
+    from make_golden_logits import LlamaCpp  # noqa: PLC0415  needs llama-cpp-python
+
+    engine, first = LlamaCpp(source), first_tokens(source)
+    tokens = engine.tokens(TEXT.read_bytes())[:N_TOKENS]
+    report_tokens(report, directory, tokens)
+    engines = (engine.logits, onnx_forward(directory), exact_forward(source))
+    to_theirs, ours_to_exact, theirs_to_exact = Comparison(), Comparison(), Comparison()
+    parts = [logits(forward, first, tokens) for forward in engines]
+    for theirs, ours, exact in zip(*parts, strict=True):
+        to_theirs.add(theirs, ours)
+        ours_to_exact.add(exact, ours)
+        theirs_to_exact.add(exact, theirs)
+    report.at_most("KL(llama.cpp || ours)", to_theirs.kl, KL_BAR, form=".4f")
+    share = to_theirs.agreement
+    report.at_least("top-1 agreement with llama.cpp", share, 90, form=".1f", unit=" %")
+    for name, comparison in (("ours", ours_to_exact), ("llama.cpp", theirs_to_exact)):
+        report.add(f"KL(exact || {name})", comparison.kl, form=".4f")
+        share = comparison.agreement
+        report.add(f"top-1 agreement of {name} with exact", share, form=".1f", unit=" %")
+    ratio = ours_to_exact.kl / theirs_to_exact.kl
+    report.at_most("ours / theirs", ratio, RATIO_BAR, form=".2f")
 
 
 def main() -> int:
@@ -223,17 +323,12 @@ def main() -> int:
     source, directory = (arguments.gguf, arguments.model) if arguments.gguf else installed_model()
     report = Report()
     report_weights(report, source, directory)
-    tokens, golden = load()
-    report_tokens(report, directory, tokens)
-    ours = log_softmax(onnx_logits(directory, tokens))
-    report_golden(report, ours, golden)
-    theirs = None
     if importlib.util.find_spec("llama_cpp"):
-        from make_golden_logits import llama_cpp_logits  # noqa: PLC0415  needs llama-cpp-python
-
-        theirs = log_softmax(llama_cpp_logits(source)[1])
-    exact = log_softmax(exact_logits(source, tokens))
-    report_exact(report, ours, exact, theirs, golden)
+        report_llama_cpp(report, source, directory)
+    elif arguments.gguf:
+        print("llama-cpp-python is not installed: logits are not compared")
+    else:
+        report_golden(report, source, directory)
     return report.end()
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import tomli_w
 from blake3 import blake3
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from io import FileIO
 
 MANIFEST = "weightpkg.toml"
+
+# Pieces that wait to be written, beside the one that is: memory is that of so many.
+_WAITING = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +56,8 @@ class Conversion:
 class HashingFile:
     """A file being written in order."""
 
-    def __init__(self, stream: FileIO, advance: Callable[[int], None]) -> None:
+    def __init__(self, stream: FileIO) -> None:
         self._stream = stream
-        self._advance = advance
         self._hasher = blake3()
         self.size = 0
 
@@ -64,12 +68,45 @@ class HashingFile:
             rest = rest[self._stream.write(rest) :]
         self._hasher.update(data)
         self.size += len(data)
-        self._advance(len(data))
 
     @property
     def digest(self) -> Digest:
         """Of the bytes so far."""
         return Digest("blake3", self._hasher.hexdigest())
+
+
+class WritingThread:
+    """Writes a file while the next bytes are made: both take about as long.
+
+    One thread only makes bytes: NumPy's many short steps would contend for Python's lock, which
+    writing and hashing need but once for a whole piece.
+    """
+
+    def __init__(self, file: HashingFile, advance: Callable[[int], None]) -> None:
+        self._file = file
+        self._advance = advance
+        self._pool = ThreadPoolExecutor(1)
+        self._waiting: deque[tuple[int, Future[None]]] = deque()
+
+    def write(self, data: memoryview | bytes, /) -> None:
+        """Have bytes written, which must not change from then on."""
+        self._waiting.append((len(data), self._pool.submit(self._file.write, data)))
+        if len(self._waiting) > _WAITING:
+            self._await_first()
+
+    def _await_first(self) -> None:
+        size, written = self._waiting.popleft()
+        written.result()
+        self._advance(size)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Wait until all is written, if nothing went wrong."""
+        with self._pool:
+            while self._waiting and kind is None:
+                self._await_first()
 
 
 class ModelDirectory:
@@ -82,17 +119,22 @@ class ModelDirectory:
     @contextmanager
     def create(
         self, name: str, advance: Callable[[int], None] = lambda _: None
-    ) -> Iterator[HashingFile]:
-        """Open a new file for writing."""
-        with (self.path / name).open("xb", buffering=0) as stream:
-            output = HashingFile(stream, advance)
-            yield output
-        self._files.append(OutputFile(name, output.size, output.digest))
+    ) -> Iterator[WritingThread]:
+        """Open a new large file, to be written piece by piece."""
+        with self._create(name) as file, WritingThread(file, advance) as thread:
+            yield thread
 
     def write(self, name: str, content: bytes) -> None:
         """Write a whole small file."""
-        with self.create(name) as output:
-            output.write(content)
+        with self._create(name) as file:
+            file.write(content)
+
+    @contextmanager
+    def _create(self, name: str) -> Iterator[HashingFile]:
+        with (self.path / name).open("xb", buffering=0) as stream:
+            file = HashingFile(stream)
+            yield file
+        self._files.append(OutputFile(name, file.size, file.digest))
 
     def adopt(self, name: str) -> None:
         """Take up a file that someone else put there."""

@@ -6,9 +6,7 @@ tensor that nobody asked for is as much an error as one that is missing.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -28,12 +26,7 @@ Rows = Callable[[int, int], "Blocks | NDArray[np.float32]"]
 
 # A slice is at most this many weights: large enough for NumPy to be fast, small enough that
 # memory does not grow with the model.
-_SLICE_WEIGHTS = 1024 * 1024
-
-# NumPy and the hash of what is written let other threads run: two read slices, and decode them, while
-# one is written.
-_READERS = 2
-_AHEAD = 4
+_SLICE_WEIGHTS = 2 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,18 +73,8 @@ class Weight:
         row_weights = int(np.prod(self.shape[1:], dtype=np.int64))
         count = max(1, _SLICE_WEIGHTS // max(1, row_weights))
         step = max(1, count // self.row_step) * self.row_step
-        starts = range(0, self.shape[0], step)
-        if len(starts) == 1:
-            yield self.rows(0, self.shape[0])
-            return
-        with ThreadPoolExecutor(_READERS) as pool:
-            ahead: deque[Future[Blocks | NDArray[np.float32]]] = deque()
-            for start in starts:
-                ahead.append(pool.submit(self.rows, start, min(start + step, self.shape[0])))
-                if len(ahead) > _AHEAD:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
+        for start in range(0, self.shape[0], step):
+            yield self.rows(start, min(start + step, self.shape[0]))
 
 
 class Weights:
