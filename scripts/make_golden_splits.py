@@ -22,7 +22,7 @@ from factories import GGUFValue, edit_gguf, pair_vocabulary, tiny_llama  # noqa:
 
 PRE_TOKENIZERS = (
     "dbrx", "deepseek-r1-qwen", "falcon", "falcon3", "gpt-2", "gpt-4o", "llama-bpe", "llama-v3",
-    "llama3", "megrez", "mpt", "olmo", "phi-2", "qwen2", "refact", "smaug-bpe", "smollm",
+    "llama3", "megrez", "mpt", "olmo", "phi-2", "qwen2", "refact", "roberta-bpe", "smaug-bpe", "smollm",
     "stablelm2", "starcoder",
 )  # fmt: skip
 TEXTS = (

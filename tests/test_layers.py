@@ -31,7 +31,7 @@ ORDER = [
     "convert", "convert.graph", "convert.weights", "convert.quantize", "convert.rope", "convert.blocks",
     "convert.rotary", "convert.hyperparameters", "convert.hf_config",
     "convert.packed", "convert.packings", "convert.encoder",
-    "convert.archs", "convert.archs.bert", "convert.archs.roberta", "convert.archs.distilbert", "convert.archs.llama", "convert.archs.qwen2", "convert.archs.qwen3", "convert.archs.phi3", "convert.archs.granite", "convert.archs.olmo2", "convert.archs.smollm3", "convert.archs.stablelm", "convert.archs.starcoder2", "convert.archs.gpt2", "convert.archs.falcon", "convert.archs.gemma2", "convert.archs.gemma3", "convert.sentence", "convert.sentencepiece", "convert.tokenizer", "convert.hf_tokenizer", "convert.genai",
+    "convert.archs", "convert.archs.bert", "convert.archs.roberta", "convert.archs.distilbert", "convert.archs.llama", "convert.archs.qwen2", "convert.archs.qwen3", "convert.archs.phi3", "convert.archs.granite", "convert.archs.olmo2", "convert.archs.smollm3", "convert.archs.stablelm", "convert.archs.starcoder2", "convert.archs.gpt2", "convert.archs.falcon", "convert.archs.gemma2", "convert.archs.gemma3", "convert.sentence", "convert.sentencepiece", "convert.wordpiece", "convert.unigram", "convert.tokenizer", "convert.hf_tokenizer", "convert.genai",
     "convert.directory", "convert.pipeline", "convert.checkpoints",
     "install", "verify", "repair", "settings",
     "run", "run.template_worker", "run.template", "run.session", "run.sampling", "run.generate",
