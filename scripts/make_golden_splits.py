@@ -21,8 +21,9 @@ sys.path.insert(0, str(ROOT / "tests"))
 from factories import GGUFValue, edit_gguf, pair_vocabulary, tiny_llama  # noqa: E402  found by the line above
 
 PRE_TOKENIZERS = (
-    "dbrx", "deepseek-coder", "deepseek-llm", "deepseek-r1-qwen", "deepseek-v3", "falcon", "falcon3", "gpt-2", "gpt-4o", "llama-bpe", "llama-v3",
-    "llama3", "megrez", "mpt", "olmo", "phi-2", "qwen2", "refact", "smaug-bpe", "smollm",
+    "dbrx", "deepseek-coder", "deepseek-llm", "deepseek-r1-qwen", "deepseek-v3", "falcon",
+    "falcon3", "gpt-2", "gpt-4o", "llama-bpe", "llama-v3", "llama3", "megrez", "mpt", "olmo",
+    "phi-2", "qwen2", "refact", "roberta-bpe", "smaug-bpe", "smollm",
     "stablelm2", "starcoder",
 )  # fmt: skip
 TEXTS = (

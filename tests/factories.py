@@ -361,6 +361,122 @@ def _add_sentencepiece(writer: gguf.GGUFWriter) -> None:
     writer.add_add_space_prefix(False)
 
 
+BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_BERT_WORDS = """
+the sky is blue and other one not it isn ##n ##ing ##ed ##er ##s ##ky ##lue na ##ive caf ##e un ##ico ##de
+stra ##sse ##ße in def re ##turn x ##y hello world user 日 本 語 你 好 世 界 テキスト ##スト 안녕 ##하세요 привет мир
+emoji 😀 ##😀 [unused0] [unused1] i̇
+"""
+_BERT_LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789ßéñøжди日"
+_BERT_SIGNS = ".,'!?()[]{}*+-_#:;/\\<>=|&%$@~`^€«»…。、"
+
+
+def bert_vocabulary() -> list[str]:
+    """Tokens in BERT's spelling, of text in small letters: fewer than 302."""
+    letters = [spelled for letter in _BERT_LETTERS for spelled in (letter, f"##{letter}")]
+    return list(dict.fromkeys([*BERT_SPECIAL, *_BERT_WORDS.split(), *letters, *_BERT_SIGNS]))
+
+
+def _add_wordpiece(writer: gguf.GGUFWriter) -> None:
+    normal, control = gguf.TokenType.NORMAL, gguf.TokenType.CONTROL
+    tokens = bert_vocabulary()
+    writer.add_tokenizer_model("bert")
+    writer.add_tokenizer_pre("bert-bge")
+    writer.add_token_list([_phantom(token) for token in tokens])
+    writer.add_token_types([control if token in BERT_SPECIAL else normal for token in tokens])
+    writer.add_token_type_count(2)
+    for name, token_id in (("pad", 0), ("unk", 1), ("bos", 2), ("sep", 3), ("mask", 4)):
+        getattr(writer, f"add_{name}_token_id")(token_id)
+
+
+def _phantom(token: str) -> str:
+    """As llama.cpp spells it: what begins a word has a mark, what goes on with one has none."""
+    if token in BERT_SPECIAL:
+        return token
+    return token[2:] if token.startswith("##") else f"▁{token}"
+
+
+T5_SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
+REPLACEMENTS = {
+    "\t": " ", "\n": " ", "\r": " ", "\u00a0": " ", "\u3000": " ", "\u2003": " ", "\u200b": " ",
+    "ﬁ": "fi", "\uff21": "A", "①": "1", "½": "1\u20442", "e\u0301": "é", "…": "...", "\u00ad": "",
+}  # fmt: skip
+
+
+def unigram_vocabulary() -> list[tuple[str, float]]:
+    """Tokens and scores as XLM-RoBERTa has them: fewer than 302, with no two ways of one score."""
+    pieces = list(dict.fromkeys([*_PIECES.split(), *_CHARACTERS]))
+    scored = [(token, -2.0 - 0.37 * i**0.5) for i, token in enumerate(pieces)]
+    return [*((token, 0.0) for token in T5_SPECIAL), *scored, ("<mask>", 0.0)]
+
+
+def _add_unigram(writer: gguf.GGUFWriter) -> None:
+    types = gguf.TokenType
+    kinds = dict.fromkeys([*T5_SPECIAL, "<mask>"], types.CONTROL) | {"<unk>": types.UNKNOWN}
+    tokens, scores = zip(*unigram_vocabulary(), strict=True)
+    writer.add_tokenizer_model("t5")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list([*tokens, "[PAD300]"])
+    writer.add_token_scores([*scores, -10000.0])
+    writer.add_token_types([*(kinds.get(token, types.NORMAL) for token in tokens), types.UNUSED])
+    writer.add_add_space_prefix(True)
+    writer.add_token_type_count(1)
+    writer.add_remove_extra_whitespaces(True)
+    writer.add_precompiled_charsmap(charsmap(REPLACEMENTS))
+    for name, token_id in (
+        ("bos", 0),
+        ("pad", 1),
+        ("eos", 2),
+        ("unk", 3),
+        ("mask", len(tokens) - 1),
+    ):
+        getattr(writer, f"add_{name}_token_id")(token_id)
+    writer.add_add_bos_token(True)
+    writer.add_add_eos_token(True)
+
+
+def charsmap(replacements: Mapping[str, str]) -> bytes:
+    """SentencePiece's table: a double array in which each node has 256 units of its own."""
+    text, values = b"", {}
+    for source, target in replacements.items():
+        values[source.encode()] = len(text)
+        text += target.encode() + b"\0"
+    nodes = {prefix: i + 1 for i, prefix in enumerate(_prefixes(values))}
+    units = [0] * 256 * (len(nodes) + 1)
+    units[0] = _unit(0, 256 * nodes[b""])
+    for prefix, node in nodes.items():
+        base = 256 * node
+        if prefix:
+            place = 256 * nodes[prefix[:-1]] + prefix[-1]
+            units[place] = _unit(place, base, prefix[-1], is_leaf=prefix in values)
+        if prefix in values:
+            units[base] = 1 << 31 | values[prefix]
+    return struct.pack(f"<{len(units) + 1}I", 4 * len(units), *units) + text
+
+
+def _prefixes(values: Mapping[bytes, int]) -> list[bytes]:
+    return sorted({key[:i] for key in values for i in range(len(key) + 1)})
+
+
+def _unit(place: int, base: int, label: int = 0, *, is_leaf: bool = False) -> int:
+    return (place ^ base) << 10 | is_leaf << 8 | label
+
+
+def vocabulary_only(path: Path, tokenizer: str) -> Path:
+    """Write a file that has a tokenizer, by GGUF's name, and no tensors; return its path."""
+    writer = gguf.GGUFWriter(path, "bert")
+    _TOKENIZERS[tokenizer](writer)
+    return _write(writer, path)
+
+
+_TOKENIZERS = {
+    "bert": _add_wordpiece,
+    "gpt2": _add_byte_level,
+    "llama": _add_sentencepiece,
+    "t5": _add_unigram,
+}
+
+
 def _gemma_tensors(
     weights: str, embedding: str, output: str | None
 ) -> Iterator[tuple[str, tuple[int, ...], str]]:
@@ -449,7 +565,7 @@ class TinyModel:
         writer.add_type("model")
         for key, value in self.metadata.items():
             _add_value(writer, f"{self.architecture}.{key}", value)
-        {"gpt2": _add_byte_level, "llama": _add_sentencepiece}[self.tokenizer](writer)
+        _TOKENIZERS[self.tokenizer](writer)
         for name, values in weights.items():
             is_matrix = values.ndim > 1 and "norm" not in name and name.endswith("weight")
             fitting = [kind for word, kind in types.items() if is_matrix and word in name]

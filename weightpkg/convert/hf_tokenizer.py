@@ -12,6 +12,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from weightpkg.convert.tokenizer import truncation
 from weightpkg.formats.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
@@ -113,21 +114,10 @@ def _tokenizer_json(checkpoint: Checkpoint, vocab_size: int, max_length: int | N
     if largest >= vocab_size:
         reason = f"id {largest} is not one of {vocab_size:,} tokens"
         raise checkpoint.error(name, reason, place="vocabulary")
-    truncation = _truncation(max_length)
-    if fields.get("padding") is None and fields.get("truncation") == truncation:
+    cut = truncation(max_length)
+    if fields.get("padding") is None and fields.get("truncation") == cut:
         return checkpoint.content(name, max_bytes=_MAX_TOKENIZER_SIZE)
-    return _json(checkpoint, name, {**fields, "truncation": truncation, "padding": None})
-
-
-def _truncation(max_length: int | None) -> JSON:
-    if max_length is None:
-        return None
-    return {
-        "direction": "Right",
-        "max_length": max_length,
-        "strategy": "LongestFirst",
-        "stride": 0,
-    }
+    return _json(checkpoint, name, {**fields, "truncation": cut, "padding": None})
 
 
 def _token_ids(checkpoint: Checkpoint, fields: dict[str, JSON]) -> list[int]:

@@ -1,7 +1,7 @@
 """GGUF metadata to the tokenizer files that Hugging Face's `tokenizers` reads.
 
-Two kinds are known, both of which join pairs of tokens: byte-level ones (`gpt2`), and SentencePiece's
-(`llama`). A byte-level one names its pre-tokenizer (`tokenizer.ggml.pre`) and leaves its meaning to
+Those that join pairs of tokens are byte-level ones (`gpt2`) and SentencePiece's (`llama`); encoders have
+WordPiece (`bert`) and SentencePiece's unigram model (`t5`) as well. A byte-level one names its pre-tokenizer (`tokenizer.ggml.pre`) and leaves its meaning to
 llama.cpp; the table below spells each out as the model's own tokenizer.json does. One that is not in
 the table is refused: a tokenizer that is nearly right makes a model quietly worse.
 
@@ -12,16 +12,18 @@ File format: https://github.com/huggingface/tokenizers/tree/v0.22.0/tokenizers/s
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from weightpkg.convert import sentencepiece
+from weightpkg.convert import sentencepiece, unigram, wordpiece
 from weightpkg.errors import GGUFError, UnsupportedFormatError
 
 if TYPE_CHECKING:
     from weightpkg.formats.gguf import GGUFFile
+    from weightpkg.formats.json_text import JSON
 
 Json = Mapping[str, object]
 
@@ -134,6 +136,7 @@ PRE_TOKENIZERS: dict[str, Sequence[Json]] = {
     "phi-2": _BY_GPT_2,
     "qwen2": _BY_WORD_AND_DIGIT,
     "refact": _BY_DIGIT,
+    "roberta-bpe": _BY_GPT_2,
     "smaug-bpe": _BY_WORD_AND_THREE_DIGITS,
     "smollm": _BY_DIGIT,
     "stablelm2": _BY_WORD_AND_DIGIT,
@@ -144,82 +147,128 @@ PRE_TOKENIZERS: dict[str, Sequence[Json]] = {
 # first token in front unless the file says otherwise.
 _LLAMA_3 = {"falcon3", "llama-bpe", "llama-v3", "llama3"}
 
+# Has a token before and behind each text, which older files do not say.
+_ROBERTA = "roberta-bpe"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Pairs:
-    """How text becomes tokens by joining pairs, and what is done before and after.
+class Segmentation:
+    """How text becomes tokens: the model of `tokenizers`, and what is done before and after.
 
-    adds_bos: whether the first token is put in front where the file does not say.
+    adds_bos, adds_eos: whether the first and the last token are added where the file does not say.
     """
 
-    merges: Sequence[str]
+    model: Json
     normalizer: Json | None = None
     pre_tokenizer: Json | None = None
     post_processor: Json | None = None
     decoder: Json
-    byte_fallback: bool = False
-    ignore_merges: bool = False
-    adds_bos: bool
+    adds_bos: bool = False
+    adds_eos: bool = False
     tokenizer_class: str = "PreTrainedTokenizerFast"
+
+
+Part = tuple[int | Literal["A", "B"], int]
+"""A token's id, or a text, and the segment that it belongs to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """What stands around one text, and around two."""
+
+    single: Sequence[Part]
+    pair: Sequence[Part]
+
+    def processor(self, tokens: Sequence[str]) -> Json | None:
+        """Return what makes it, or None where it is the text alone."""
+        ids = sorted({part for part, _ in (*self.single, *self.pair) if isinstance(part, int)})
+        if not ids:
+            return None
+        names = [(tokens[i], i) for i in ids]
+        return {
+            "type": "TemplateProcessing",
+            "single": [_piece(tokens, part) for part in self.single],
+            "pair": [_piece(tokens, part) for part in self.pair],
+            "special_tokens": {
+                name: {"id": name, "ids": [i], "tokens": [name]} for name, i in names
+            },
+        }
+
+
+def _piece(tokens: Sequence[str], part: Part) -> Json:
+    what, segment = part
+    if isinstance(what, int):
+        return {"SpecialToken": {"id": tokens[what], "type_id": segment}}
+    return {"Sequence": {"id": what, "type_id": segment}}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tokenizer:
-    """What a model needs to turn text into ids and back."""
+    """What a model needs to turn text into ids and back.
+
+    special: ids by their names in tokenizer_config.json; max_length: how many tokens of a text are
+    kept, None for all.
+    """
 
     tokens: Sequence[str]
     token_types: Sequence[int]
-    pairs: Pairs
-    bos_token_id: int | None
+    segmentation: Segmentation
+    template: Template
+    special: Mapping[str, int | None]
     eos_token_ids: tuple[int, ...]
-    pad_token_id: int | None
-    unk_token_id: int | None
     add_bos_token: bool
     chat_template: str | None
+    max_length: int | None = None
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """Of the token that texts begin with."""
+        return self.special.get("bos_token")
+
+    @property
+    def pad_token_id(self) -> int | None:
+        """Of the token that fills up a shorter row."""
+        return self.special.get("pad_token")
+
+    @property
+    def unk_token_id(self) -> int | None:
+        """Of the token for what is none."""
+        return self.special.get("unk_token")
+
+    def files(self) -> dict[str, bytes]:
+        """Return the content of each file by its name."""
+        return {
+            "tokenizer.json": self.tokenizer_json(),
+            "tokenizer_config.json": self.tokenizer_config_json(),
+        }
 
     def tokenizer_json(self) -> bytes:
         """Return the content of `tokenizer.json`."""
         document = {
             "version": "1.0",
-            "truncation": None,
+            "truncation": truncation(self.max_length),
             "padding": None,
             "added_tokens": self._added_tokens(),
-            "normalizer": self.pairs.normalizer,
-            "pre_tokenizer": self.pairs.pre_tokenizer,
+            "normalizer": self.segmentation.normalizer,
+            "pre_tokenizer": self.segmentation.pre_tokenizer,
             "post_processor": self._post_processor(),
-            "decoder": self.pairs.decoder,
-            "model": {
-                "type": "BPE",
-                "dropout": None,
-                "unk_token": None,
-                "continuing_subword_prefix": None,
-                "end_of_word_suffix": None,
-                "fuse_unk": False,
-                "byte_fallback": self.pairs.byte_fallback,
-                "ignore_merges": self.pairs.ignore_merges,
-                "vocab": {token: i for i, token in enumerate(self.tokens)},
-                "merges": self.pairs.merges,
-            },
+            "decoder": self.segmentation.decoder,
+            "model": self.segmentation.model,
         }
         return _json(document)
 
     def tokenizer_config_json(self) -> bytes:
         """Return the content of `tokenizer_config.json`."""
+        special = {name: None if i is None else self.tokens[i] for name, i in self.special.items()}
         document: dict[str, object] = {
-            "tokenizer_class": self.pairs.tokenizer_class,
+            "tokenizer_class": self.segmentation.tokenizer_class,
             "clean_up_tokenization_spaces": False,
             "add_bos_token": self.add_bos_token,
-            "bos_token": self._token(self.bos_token_id),
-            "eos_token": self._token(self.eos_token_ids[0] if self.eos_token_ids else None),
-            "unk_token": self._token(self.unk_token_id),
-            "pad_token": self._token(self.pad_token_id),
+            **special,
         }
         if self.chat_template is not None:
             document["chat_template"] = self.chat_template
         return _json(document)
-
-    def _token(self, token_id: int | None) -> str | None:
-        return None if token_id is None else self.tokens[token_id]
 
     def _added_tokens(self) -> list[Json]:
         special = {TokenType.CONTROL: True, TokenType.UNKNOWN: True, TokenType.USER_DEFINED: False}
@@ -238,25 +287,23 @@ class Tokenizer:
         ]
 
     def _post_processor(self) -> Json | None:
-        first_step = self.pairs.post_processor
-        if not self.add_bos_token or self.bos_token_id is None:
-            return first_step
-        bos = self.tokens[self.bos_token_id]
-        first: Json = {"SpecialToken": {"id": bos, "type_id": 0}}
-        template = {
-            "type": "TemplateProcessing",
-            "single": [first, {"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [
-                first,
-                {"Sequence": {"id": "A", "type_id": 0}},
-                first,
-                {"Sequence": {"id": "B", "type_id": 1}},
-            ],
-            "special_tokens": {bos: {"id": bos, "ids": [self.bos_token_id], "tokens": [bos]}},
-        }
-        if first_step is None:
-            return template
-        return {"type": "Sequence", "processors": [first_step, template]}
+        steps = (self.segmentation.post_processor, self.template.processor(self.tokens))
+        found = [step for step in steps if step is not None]
+        if len(found) < len(steps):
+            return found[0] if found else None
+        return {"type": "Sequence", "processors": found}
+
+
+def truncation(max_length: int | None) -> JSON:
+    """Return what cuts texts, by its name in `tokenizer.json`; None if nothing does."""
+    if max_length is None:
+        return None
+    return {
+        "direction": "Right",
+        "max_length": max_length,
+        "strategy": "LongestFirst",
+        "stride": 0,
+    }
 
 
 def _json(document: Json) -> bytes:
@@ -280,45 +327,89 @@ def read_gguf(file: GGUFFile, vocab_size: int) -> Tokenizer:
     tokens = file.array("tokenizer.ggml.tokens", str)
     types = file.array("tokenizer.ggml.token_type", int, len(tokens) * [int(TokenType.NORMAL)])
     _check_vocabulary(file, tokens, types, vocab_size)
-    is_sentencepiece = kind == "llama"
-    pairs = (
-        _sentencepiece(file, tokens, types) if is_sentencepiece else _byte_level_bpe(file, tokens)
-    )
-
-    def token_id(name: str) -> int | None:
-        key = f"tokenizer.ggml.{name}_token_id"
-        if key in file.metadata:
-            return _checked_id(file, key, len(tokens))
-        default = _DEFAULT_IDS[kind].get(name)
-        return default if default is not None and default < len(tokens) else None
-
-    ends = [token_id(name) for name in ("eos", "eot", "eom")]
-    if is_sentencepiece:
+    ids = {key: _token_id(file, name, kind, len(tokens)) for key, name in _SPECIAL_TOKENS.items()}
+    if kind == "bert":
+        return _wordpiece(file, tokens, types, ids)
+    found = _segmentation(file, kind, tokens, types, ids["unk_token"])
+    bos, eos = ids["bos_token"], ids["eos_token"]
+    ends = [_token_id(file, name, kind, len(tokens)) for name in ("eos", "eot", "eom")]
+    if kind == "llama":
         ends += [i for i, token in enumerate(tokens) if token == _END_OF_TURN]
+    add_bos_token = file.get("tokenizer.ggml.add_bos_token", bool, found.adds_bos)
+    add_eos_token = file.get("tokenizer.ggml.add_eos_token", bool, found.adds_eos)
     return Tokenizer(
         tokens=tokens,
         token_types=types,
-        pairs=pairs,
-        bos_token_id=token_id("bos"),
+        segmentation=found,
+        template=_template(bos if add_bos_token else None, eos if add_eos_token else None),
+        special=ids | _other_special_tokens(file, kind, len(tokens)),
         eos_token_ids=tuple(dict.fromkeys(end for end in ends if end is not None)),
-        pad_token_id=token_id("padding"),
-        unk_token_id=token_id("unknown"),
-        add_bos_token=file.get("tokenizer.ggml.add_bos_token", bool, pairs.adds_bos),
+        add_bos_token=add_bos_token,
         chat_template=file.get("tokenizer.chat_template", str, "") or None,
     )
 
 
+def _segmentation(
+    file: GGUFFile, kind: str, tokens: Sequence[str], types: Sequence[int], unknown: int | None
+) -> Segmentation:
+    if kind == "llama":
+        return _sentencepiece(file, tokens, types)
+    if kind == "t5":
+        return _unigram(file, tokens, types, unknown)
+    return _byte_level_bpe(file, tokens)
+
+
+def _template(bos: int | None, eos: int | None) -> Template:
+    """One token before each text and one behind it, or none.
+
+    Between two texts that have both there are two of the latter, as RoBERTa has it.
+    """
+    first: list[Part] = [] if bos is None else [(bos, 0)]
+    last: list[Part] = [] if eos is None else [(eos, 0)]
+    single = [*first, ("A", 0), *last]
+    if not last:
+        return Template(single, [*single, *first, ("B", 1)])
+    between = last if first else []
+    return Template(single, [*single, *between, ("B", 0), *last])
+
+
+def _other_special_tokens(file: GGUFFile, kind: str, count: int) -> dict[str, int | None]:
+    """What a decoder has no use for, and is left out where the file does not name it."""
+    names = {"cls_token": "cls", "sep_token": "seperator", "mask_token": "mask"}
+    found = {key: _token_id(file, name, kind, count) for key, name in names.items()}
+    return {key: i for key, i in found.items() if i is not None}
+
+
+def _token_id(file: GGUFFile, name: str, kind: str, count: int) -> int | None:
+    """Return the id of a token that has a meaning; None if there is none."""
+    key = f"tokenizer.ggml.{name}_token_id"
+    if key in file.metadata:
+        return _checked_id(file, key, count)
+    default = _DEFAULT_IDS[kind].get(name)
+    return default if default is not None and default < count else None
+
+
+# By their names in tokenizer_config.json.
+_SPECIAL_TOKENS = {
+    "bos_token": "bos",
+    "eos_token": "eos",
+    "unk_token": "unknown",
+    "pad_token": "padding",
+}
+
 # The kinds of tokenizers, and the ids that llama.cpp takes where a file does not name them.
 _DEFAULT_IDS: dict[str, Mapping[str, int]] = {
+    "bert": {"bos": 101, "unknown": 100, "padding": 0, "seperator": 102, "mask": 103},
     "gpt2": {},
     "llama": {"bos": 1, "eos": 2, "unknown": 0},
+    "t5": {"eos": 1, "unknown": 2, "padding": 0},
 }
 
 # Ends an answer under whatever key the file has it, or under none: so do llama.cpp and Gemma.
 _END_OF_TURN = "<end_of_turn>"
 
 
-def _byte_level_bpe(file: GGUFFile, tokens: Sequence[str]) -> Pairs:
+def _byte_level_bpe(file: GGUFFile, tokens: Sequence[str]) -> Segmentation:
     pre = file.get("tokenizer.ggml.pre", str, "gpt-2")
     if pre not in PRE_TOKENIZERS:
         raise UnsupportedFormatError(
@@ -326,17 +417,17 @@ def _byte_level_bpe(file: GGUFFile, tokens: Sequence[str]) -> Pairs:
             hint=f"those that are: {', '.join(sorted(PRE_TOKENIZERS))}",
         )
     byte_level = _byte_level(use_regex=True)
-    return Pairs(
-        merges=_merges(file, set(tokens)),
+    return Segmentation(
+        model=_bpe(tokens, _merges(file, set(tokens)), ignore_merges=pre in _LLAMA_3),
         pre_tokenizer={"type": "Sequence", "pretokenizers": PRE_TOKENIZERS[pre]},
         post_processor=byte_level,
         decoder=byte_level,
-        ignore_merges=pre in _LLAMA_3,
-        adds_bos=pre in _LLAMA_3,
+        adds_bos=pre in _LLAMA_3 or pre == _ROBERTA,
+        adds_eos=pre == _ROBERTA,
     )
 
 
-def _sentencepiece(file: GGUFFile, tokens: Sequence[str], types: Sequence[int]) -> Pairs:
+def _sentencepiece(file: GGUFFile, tokens: Sequence[str], types: Sequence[int]) -> Segmentation:
     scores = file.array("tokenizer.ggml.scores", float)
     if len(scores) != len(tokens):
         raise file.error("tokenizer.ggml.scores", f"{len(scores)} scores, {len(tokens)} tokens")
@@ -352,14 +443,134 @@ def _sentencepiece(file: GGUFFile, tokens: Sequence[str], types: Sequence[int]) 
         if kind in joined and " " not in token  # text has none by then
     }
     add_space_prefix = file.get("tokenizer.ggml.add_space_prefix", bool, default=True)
-    return Pairs(
-        merges=sentencepiece.merges(file.name, candidates),
+    merges = sentencepiece.merges(file.name, candidates)
+    return Segmentation(
+        model=_bpe(tokens, merges, byte_fallback=True),
         normalizer=sentencepiece.normalizer(add_space_prefix=add_space_prefix),
         decoder=sentencepiece.decoder(add_space_prefix=add_space_prefix),
-        byte_fallback=True,
         adds_bos=True,
         # onnxruntime-genai joins pairs exactly under this name only
         tokenizer_class="LlamaTokenizer" if add_space_prefix else "GemmaTokenizer",
+    )
+
+
+def _bpe(
+    tokens: Sequence[str],
+    merges: Sequence[str],
+    *,
+    byte_fallback: bool = False,
+    ignore_merges: bool = False,
+) -> Json:
+    """Return what joins pairs of tokens."""
+    return {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": False,
+        "byte_fallback": byte_fallback,
+        "ignore_merges": ignore_merges,
+        "vocab": {token: i for i, token in enumerate(tokens)},
+        "merges": merges,
+    }
+
+
+def _unigram(
+    file: GGUFFile, tokens: Sequence[str], types: Sequence[int], unknown: int | None
+) -> Segmentation:
+    scores = _scores(file, tokens)
+    if unknown is None:
+        raise file.error("tokenizer.ggml.unknown_token_id", "is missing (a whole number)")
+    charsmap = _charsmap(file)
+    # rows of the embedding that no token has are filled up with names and a score that is none
+    count = len(tokens) - next(
+        i for i, kind in enumerate((*reversed(types), 0)) if kind != TokenType.UNUSED
+    )
+    if unknown >= count:
+        raise file.error("tokenizer.ggml.unknown_token_id", "is of no token")
+    add_space_prefix = file.get("tokenizer.ggml.add_space_prefix", bool, default=True)
+    merges_spaces = file.get("tokenizer.ggml.remove_extra_whitespaces", bool, default=False)
+    merges_spaces = merges_spaces or not unigram.keeps_spaces(tokens)
+    spaces = {"add_space_prefix": add_space_prefix, "merges_spaces": merges_spaces}
+    return Segmentation(
+        model=unigram.model(tokens[:count], scores[:count], unknown),
+        normalizer=unigram.normalizer(charsmap, **spaces),
+        pre_tokenizer=unigram.pre_tokenizer(**spaces),
+        decoder=sentencepiece.decoder(add_space_prefix=add_space_prefix),
+        adds_eos=True,
+    )
+
+
+def _charsmap(file: GGUFFile) -> bytes:
+    """Return the table of what characters are replaced by; none is empty."""
+    key = "tokenizer.ggml.precompiled_charsmap"
+    values = file.array(key, int, [])
+    if not all(-128 <= value < 256 for value in values):
+        raise file.error(key, "is not of bytes")
+    charsmap = bytes(value & 255 for value in values)
+    if charsmap and not unigram.is_sound(charsmap):
+        raise file.error(key, "leads out of its own bytes")
+    return charsmap
+
+
+def _scores(file: GGUFFile, tokens: Sequence[str]) -> Sequence[float]:
+    scores = file.array("tokenizer.ggml.scores", float)
+    if len(scores) != len(tokens):
+        raise file.error("tokenizer.ggml.scores", f"{len(scores)} scores, {len(tokens)} tokens")
+    if not all(map(math.isfinite, scores)):
+        raise file.error("tokenizer.ggml.scores", "the score of a token is not a number")
+    return scores
+
+
+def _wordpiece(
+    file: GGUFFile,
+    tokens: Sequence[str],
+    types: Sequence[int],
+    ids: Mapping[str, int | None],
+) -> Tokenizer:
+    """Tokens by words; a file that does not say whether letters become small shows it by its own."""
+    cls, sep, mask = (
+        _token_id(file, name, "bert", len(tokens)) for name in ("bos", "seperator", "mask")
+    )
+    unknown = ids["unk_token"]
+    if cls is None or sep is None or unknown is None:
+        raise file.error("tokenizer.ggml.tokens", "no token for the start, the end or the unknown")
+    special = {i for i in (cls, sep, mask, unknown, ids["pad_token"]) if i is not None}
+    special |= {i for i, kind in enumerate(types) if kind == TokenType.CONTROL}
+    words = wordpiece.bert_spelling(tokens, special)
+    if len(set(words)) != len(words):
+        raise file.error("tokenizer.ggml.tokens", "the same token twice, with and without `▁`")
+    lowercase = file.get(
+        "tokenizer.ggml.normalizer.lowercase", bool, wordpiece.is_uncased(words, special)
+    )
+    strip_accents = file.get("tokenizer.ggml.normalizer.strip_accents", bool, lowercase)
+    return Tokenizer(
+        tokens=words,
+        token_types=[
+            TokenType.CONTROL if i in special else TokenType(kind) for i, kind in enumerate(types)
+        ],
+        segmentation=Segmentation(
+            model=wordpiece.model(words, words[unknown]),
+            normalizer=wordpiece.normalizer(lowercase=lowercase, strip_accents=strip_accents),
+            pre_tokenizer=wordpiece.PRE_TOKENIZER,
+            decoder=wordpiece.DECODER,
+            tokenizer_class="BertTokenizer",
+        ),
+        template=Template(
+            [(cls, 0), ("A", 0), (sep, 0)],
+            [(cls, 0), ("A", 0), (sep, 0), ("B", 1), (sep, 1)],
+        ),
+        special={
+            "unk_token": unknown,
+            "pad_token": ids["pad_token"],
+            "cls_token": cls,
+            "sep_token": sep,
+            "mask_token": mask,
+        },
+        eos_token_ids=(),
+        add_bos_token=False,
+        chat_template=None,
     )
 
 
