@@ -29,7 +29,7 @@ ORDER = [
     "sources.openers",
     "transfer", "fetch", "resolve", "reference", "retention",
     "convert", "convert.graph", "convert.weights", "convert.quantize", "convert.rope", "convert.blocks",
-    "convert.rotary", "convert.hyperparameters", "convert.hf_config",
+    "convert.rotary", "convert.hyperparameters", "convert.hf_config", "convert.hf_decoder",
     "convert.packed", "convert.packings",
     "convert.archs", "convert.archs.bert", "convert.archs.llama", "convert.archs.qwen2", "convert.archs.qwen3", "convert.archs.phi3", "convert.archs.granite", "convert.archs.olmo2", "convert.archs.smollm3", "convert.archs.stablelm", "convert.archs.starcoder2", "convert.archs.gpt2", "convert.archs.falcon", "convert.archs.gemma2", "convert.archs.gemma3", "convert.sentence", "convert.sentencepiece", "convert.tokenizer", "convert.hf_tokenizer", "convert.genai",
     "convert.directory", "convert.pipeline", "convert.checkpoints",

@@ -45,7 +45,8 @@ class TinyCheckpoint:
     @classmethod
     def read(cls, name: str) -> TinyCheckpoint:
         page = tomllib.loads((PAGES / f"{name}.toml").read_text(encoding="utf-8"))
-        shapes = dict(_expanded(page["tensors"], page["config"]["num_hidden_layers"]))
+        n_layers = page["config"].get("num_hidden_layers") or page["layers"]
+        shapes = dict(_expanded(page["tensors"], n_layers))
         documents = page.get("documents", {})
         return cls(name, page["config"], shapes, page["seed"], page.get("golden", {}), documents)
 

@@ -38,7 +38,12 @@ ARCHITECTURES = {
 """`general.architecture` to the module in `archs`; no other module is ever imported for a file."""
 
 
-DECODERS = {"llama": "llama", "mistral": "llama"}
+DECODERS = {
+    "llama": "llama",
+    "mistral": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+}
 ENCODERS = {"bert": "bert"}
 """The same for `model_type` of a checkpoint's config.json."""
 
