@@ -25,6 +25,7 @@ import safetensors.numpy
 from click.testing import CliRunner
 from tokenizers import Tokenizer
 
+from decoder import Decoder
 from golden_embeddings import TEXTS, cosines, embed
 from golden_embeddings import load as golden_embeddings
 from tiny_checkpoint import PAGES, DenseType, TinyCheckpoint
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     from weightpkg.convert.quantize import Quantization
 
 NAMES = sorted(page.stem for page in PAGES.glob("*.toml"))
-DECODERS = [name for name in NAMES if name.startswith(("llama", "mistral"))]
+DECODERS = [name for name in NAMES if "logits" in TinyCheckpoint.read(name).golden]
 ENCODERS = [name for name in NAMES if name not in DECODERS]
 CHANGES = [(name, change) for name in ENCODERS for change in TinyCheckpoint.read(name).changes]
 WITHOUT_EFFECT = {"sinusoidal_pos_embds"}
@@ -140,6 +141,22 @@ def test_logits_from_the_cache_equal_those_of_transformers(
     for i in range(10, tokens.shape[1]):
         logits, past = feed(session, tokens[:, i : i + 1], past)
         np.testing.assert_allclose(logits[0, 0, columns], expected[i], rtol=0, atol=bar)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_logits_of_rows_of_two_lengths_equal_those_of_transformers(
+    convert_page: Callable[..., Path], name: str
+) -> None:
+    decoder = Decoder.load(convert_page(name))
+    tokens, columns, expected, bar = golden(name)
+    lengths = [tokens.shape[1] - 1, 25]  # a window's keys and more are gone at the end of each
+    rows = np.where(np.arange(lengths[0]) < np.array(lengths)[:, None], tokens[:, :-1], 0)
+    logits, past = decoder.run(rows, lengths=lengths)
+    following = np.array([[tokens[0, length]] for length in lengths])
+    more, _ = decoder.run(following, past, [length + 1 for length in lengths])
+    for i, length in enumerate(lengths):
+        found = np.concatenate((logits[i, :length], more[i]))[:, columns]
+        np.testing.assert_allclose(found, expected[: length + 1], rtol=0, atol=bar)
 
 
 @pytest.mark.parametrize(
@@ -485,9 +502,14 @@ def test_a_head_that_is_written_though_tied_must_be_the_embedding(tmp_path: Path
         ("llama", {"some_new_scale": 2.0}, UnsupportedArchitectureError, "`some_new_scale` may change"),
         ("llama", {"auto_map": {"AutoModel": "evil.Model"}}, UnsupportedArchitectureError, "code of its own"),
         ("llama", {"quantization_config": {"quant_method": "new"}}, UnsupportedQuantizationError, "method `new`"),
-        ("llama", {"rope_scaling": {"type": "yarn", "factor": 2.0}}, UnsupportedArchitectureError, "`yarn`"),
+        ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, UnsupportedArchitectureError, "`dynamic`"),
+        ("llama-yarn", {"rope_scaling": {"type": "yarn"}}, CheckpointError, "`rope_scaling.factor`: is missing"),
+        ("llama-yarn", {"rope_scaling": {"type": "yarn", "factor": 4.0, "truncate": False}}, UnsupportedArchitectureError, "`rope_scaling.truncate`"),
+        ("llama-yarn", {"rope_scaling": {"type": "yarn", "factor": 4.0, "beta_fast": 0}}, UnsupportedArchitectureError, "`rope_scaling.beta_fast`"),
+        ("llama-yarn", {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 0}}, UnsupportedArchitectureError, "max_position_embeddings is 0"),
+        ("llama-yarn", {"original_max_position_embeddings": 8}, UnsupportedArchitectureError, "`rope_scaling.original_max_position_embeddings`"),
         ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0, "more": 1}}, UnsupportedArchitectureError, "`rope_scaling.more`"),
-        ("llama", {"rope_scaling": {"type": "linear", "factor": -2.0}}, UnsupportedArchitectureError, "rope_factor"),
+        ("llama", {"rope_scaling": {"type": "linear", "factor": -2.0}}, UnsupportedArchitectureError, "`rope_scaling.factor` is -2"),
         ("llama", {"rope_scaling": {"type": "linear"}}, CheckpointError, "`rope_scaling.factor`: is missing"),
         ("llama-3", {"rope_parameters": {"rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4, "original_max_position_embeddings": 16}}, UnsupportedArchitectureError, "in order"),
         ("llama", {"partial_rotary_factor": 0.5}, UnsupportedArchitectureError, "`partial_rotary_factor`"),
@@ -520,7 +542,8 @@ def test_a_head_that_is_written_though_tied_must_be_the_embedding(tmp_path: Path
         ("distilbert", {"activation": "relu"}, UnsupportedArchitectureError, "`activation` is relu"),
         ("distilbert", {"n_heads": 5}, UnsupportedArchitectureError, "not a multiple"),
         ("distilbert", {"hidden_dim": 64}, TensorMismatchError, "has shape"),
-        ("mistral", {"sliding_window": 32}, UnsupportedArchitectureError, "`sliding_window`"),
+        ("llama", {"sliding_window": 32}, UnsupportedArchitectureError, "`sliding_window`"),
+        ("mistral", {"sliding_window": 0}, UnsupportedArchitectureError, "sliding_window"),
         ("mistral", {"sliding_window": None}, CheckpointError, "`sliding_window`: is missing"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,

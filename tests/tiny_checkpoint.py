@@ -47,7 +47,8 @@ class TinyCheckpoint:
     def read(cls, name: str) -> TinyCheckpoint:
         page = tomllib.loads((PAGES / f"{name}.toml").read_text(encoding="utf-8"))
         config = page["config"]
-        n_layers = config["n_layers" if "n_layers" in config else "num_hidden_layers"]
+        sizes = (config.get(key) for key in ("num_hidden_layers", "n_layers"))
+        n_layers = next(filter(None, sizes), None) or page["layers"]
         shapes = dict(_expanded(page["tensors"], n_layers))
         documents, changes = page.get("documents", {}), page.get("changes", {})
         golden = page.get("golden", {})

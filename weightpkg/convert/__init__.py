@@ -46,7 +46,12 @@ WITH_EXPERTS = {"llama": "mixtral"}
 """The same for files with experts, where GGUF has no name of its own for them."""
 
 
-DECODERS = {"llama": "llama", "mistral": "llama"}
+DECODERS = {
+    "llama": "llama",
+    "mistral": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+}
 ENCODERS = {
     "bert": "bert",
     "roberta": "roberta",

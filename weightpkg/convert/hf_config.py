@@ -8,10 +8,11 @@ https://github.com/huggingface/transformers/blob/v4.57.0/src/transformers/config
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, TypeVar
 
-from weightpkg.convert.rope import Llama3Scaling
 from weightpkg.errors import CheckpointError, UnsupportedArchitectureError, shown
 
 if TYPE_CHECKING:
@@ -85,7 +86,32 @@ class HFConfig:
         value = self._value(key, default, "a number")
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise self._misread(key, "a number")
-        return float(value)
+        return _float(value)
+
+    def positive(self, key: str, default: float | None = None) -> float:
+        """Return a number as `number` does.
+
+        Raises:
+            UnsupportedArchitectureError: it is not positive.
+        """
+        value = self.number(key, default)
+        if not (math.isfinite(value) and value > 0):
+            raise self.unsupported(f"`{self._path}{key}` is {value}, which is not positive")
+        return value
+
+    def numbers(self, key: str) -> tuple[float, ...]:
+        """Return a list of numbers, with or without fractions; errors as `get`."""
+        values = self._value(key, None, "a list of numbers")
+        if not isinstance(values, list) or not all(type(n) in {int, float} for n in values):
+            raise self._misread(key, "a list of numbers")
+        return tuple(map(_float, values))
+
+    def array(self, key: str, kind: type[T]) -> list[T]:
+        """Return a list, all of whose elements are of one kind; errors as `get`."""
+        values = self._value(key, None, "a list")
+        if not isinstance(values, list) or not all(type(value) is kind for value in values):
+            raise self._misread(key, f"a list, each of it {_NAMES[kind]}")
+        return values
 
     def group(self, key: str) -> HFConfig | None:
         """Return an object within this one, to be finished by itself; None if it is not there.
@@ -107,6 +133,28 @@ class HFConfig:
     def ignore(self, *keys: str) -> None:
         """Say that keys do not change the mathematics."""
         self._read.update(keys)
+
+    def assume(self, defaults: Mapping[str, bool | float | str]) -> None:
+        """Take keys that are not there, not even as null, as said."""
+        missing = {key: value for key, value in defaults.items() if key not in self._keys}
+        self._fields.update(missing)
+        self._keys.update(missing)
+
+    def expect_own_code(self, name: str) -> None:
+        """Allow `auto_map` where it names the code that the library's own was made from.
+
+        Args:
+            name: of its modules, behind `configuration_` and `modeling_`.
+
+        Raises:
+            CheckpointError: it is not an object.
+            UnsupportedArchitectureError: it names another module.
+        """
+        group = self.group("auto_map")
+        classes = group._fields.values() if group else ()
+        own = re.compile(rf"(configuration|modeling)_{name}\.\w+")
+        if not all(isinstance(each, str) and own.fullmatch(each) for each in classes):
+            raise self.unsupported("`auto_map` says that code of its own computes the model")
 
     def require(self, *keys: str) -> None:
         """Refuse keys that are not there, not even as null.
@@ -135,7 +183,7 @@ class HFConfig:
         Raises:
             UnsupportedArchitectureError: names the first of them.
         """
-        if "auto_map" in self._fields:
+        if "auto_map" in self._fields.keys() - self._read:
             raise self.unsupported("`auto_map` says that code of its own computes the model")
         rest = self._fields.keys() - self._read - set(_WITHOUT_INFLUENCE.split())
         unknown = sorted(key for key in rest if not self._is_off(key) and key[:1] != "_")
@@ -164,6 +212,14 @@ class HFConfig:
         return CheckpointError(self.name, f"key `{self._path}{key}`", f"must be {wanted}")
 
 
+def _float(value: float) -> float:
+    """A whole number of any length as a float."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
 def check_sizes(found: DataclassInstance, config: HFConfig) -> None:
     """Refuse numbers that no model has, before anything is computed from them.
 
@@ -180,37 +236,3 @@ def check_sizes(found: DataclassInstance, config: HFConfig) -> None:
             raise config.unsupported(f"{field.name} is {value}, not 1 to {limit}")
         if isinstance(value, float) and not (math.isfinite(value) and value > 0):
             raise config.unsupported(f"{field.name} is {value}, which is not a positive number")
-
-
-def read_rope(config: HFConfig) -> tuple[float, float, Llama3Scaling | None]:
-    """Return the base of the rotary frequencies, what positions are divided by, and llama3 scaling.
-
-    Raises:
-        CheckpointError: a key is missing or has a value of another kind.
-        UnsupportedArchitectureError: the frequencies are scaled in another way.
-    """
-    theta = config.number("rope_theta", 10000.0)
-    # transformers 5 writes `rope_parameters`, with the base in it, where 4 writes `rope_scaling`
-    group = config.group("rope_parameters") or config.group("rope_scaling")
-    if group is None:
-        return theta, 1.0, None
-    theta = group.number("rope_theta", theta)
-    kind = group.get("rope_type" if "rope_type" in group else "type", str, "default")
-    group.expect("type", kind)
-    group.expect("partial_rotary_factor", 1)
-    factor, llama3 = 1.0, None
-    if kind == "linear":
-        factor = group.number("factor")
-    elif kind == "llama3":
-        llama3 = Llama3Scaling(
-            factor=group.number("factor"),
-            low_freq_factor=group.number("low_freq_factor"),
-            high_freq_factor=group.number("high_freq_factor"),
-            original_context=group.number("original_max_position_embeddings"),
-        )
-        if not llama3.is_sound():
-            raise config.unsupported("the rope scaling's numbers are not positive and in order")
-    elif kind != "default":
-        raise config.unsupported(f"rope scaling `{shown(kind)}` is not handled")
-    group.finish()
-    return theta, factor, llama3

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from weightpkg.convert import rope
 from weightpkg.errors import TensorMismatchError, UnsupportedArchitectureError
@@ -98,7 +98,7 @@ class Hyperparameters:
             UnsupportedArchitectureError: no model has so many, or none.
         """
         count = self.get("block_count", int)
-        _check_limit(self._file.name, "num_hidden_layers", count)
+        check_limit(self._file.name, "num_hidden_layers", count)
         return count
 
     def chosen_experts(self, n_experts: int) -> int:
@@ -119,7 +119,7 @@ class Hyperparameters:
             UnsupportedArchitectureError: it is not, or no model has it.
         """
         size = self.get("attention.key_length", int, default)
-        _check_limit(self._file.name, "head_dim", size)
+        check_limit(self._file.name, "head_dim", size)
         self._must_be_head_size("attention.value_length", size)
         return size
 
@@ -148,7 +148,7 @@ class Hyperparameters:
             return rope.Scaling(factor=self.linear_rope_factor())
         factor = self.get("rope.scaling.factor", float)
         original = self.get("rope.scaling.original_context_length", int)
-        _check_limit(self._file.name, "max_position_embeddings", original)
+        check_limit(self._file.name, "max_position_embeddings", original)
         numbers = {
             "factor": factor,
             "beta_fast": self.get("rope.scaling.yarn_beta_fast", float, 32.0),
@@ -209,18 +209,31 @@ def check(config: DataclassInstance, source: str) -> None:
     values = {field.name: getattr(config, field.name) for field in fields(config)}
     for name, value in values.items():
         if name in _LIMITS and value is not None:
-            _check_limit(source, name, value)
+            check_limit(source, name, value)
         if isinstance(value, float):
             _check_positive(source, name, value)
     if values.get("rope_theta", math.inf) <= 1:
         raise unsupported(source, f"rope_theta is {values['rope_theta']}: no frequency is lower")
+    _check_factors(values, source)
     heads, kv_heads = values["num_attention_heads"], values["num_key_value_heads"]
     if values["head_dim"] % 16 or heads % kv_heads:  # the attention operator takes no others
         text = f"{heads} heads, {kv_heads} for keys, of size {values['head_dim']}"
         raise unsupported(source, f"{text}: not evenly divided")
 
 
-def _check_limit(source: str, name: str, value: int) -> None:
+def _check_factors(values: dict[str, Any], source: str) -> None:
+    scaling, size = values.get("rope_scaling"), values.get("rotary_dim", values["head_dim"])
+    if isinstance(scaling, rope.LongScaling) and len(scaling.factors) != size // 2:
+        text = f"{len(scaling.factors)} factors for {size // 2} frequencies"
+        raise unsupported(source, f"rope scaling has {text}")
+
+
+def check_limit(source: str, name: str, value: int) -> None:
+    """Refuse a number that no model has.
+
+    Raises:
+        UnsupportedArchitectureError: names it.
+    """
     if not 1 <= value <= _LIMITS[name]:
         raise unsupported(source, f"{name} is {value}, not 1 to {_LIMITS[name]}")
 

@@ -57,9 +57,11 @@ class Scaling:
     truncate: bool = True
 
 
-def scaled_frequencies(theta: float, size: int, scaling: Scaling) -> NDArray[np.float64]:
+def scaled_frequencies(theta: float, size: int, scaling: AnyScaling) -> NDArray[np.float64]:
     """Return `inverse_frequencies`, scaled: (size/2,) float64."""
     frequencies = inverse_frequencies(theta, size)
+    if not isinstance(scaling, Scaling):
+        return scaling.scaled(frequencies)
     if scaling.original_max_position_embeddings is None:
         return frequencies / scaling.factor
     original = scaling.original_max_position_embeddings
@@ -80,9 +82,17 @@ def _place_of_turns(turns: float, theta: float, size: int, positions: int) -> De
     return _DECIMAL.divide(length * size, 2 * _DECIMAL.ln(Decimal(theta)))
 
 
-def yarn_attention_factor(factor: float) -> float:
-    """Return 0.1 ln(factor) + 1, or 1 if the factor is below 1."""
-    return float(_DECIMAL.ln(Decimal(max(factor, 1.0))) / 10 + 1)
+def yarn_attention_factor(factor: float, scale: float = 1.0) -> float:
+    """Return 0.1 * scale * ln(factor) + 1, or 1 if the factor is below 1."""
+    return float(_DECIMAL.ln(Decimal(max(factor, 1.0))) * Decimal(scale) / 10 + 1)
+
+
+def long_attention_factor(factor: float, original: int) -> float:
+    """Return sqrt(1 + ln(factor) / ln(original)), or 1 if the factor is not above 1."""
+    if factor <= 1:
+        return 1.0
+    share = _DECIMAL.divide(_DECIMAL.ln(Decimal(factor)), _DECIMAL.ln(Decimal(original)))
+    return float(_DECIMAL.sqrt(1 + share))
 
 
 def divided(
@@ -120,12 +130,35 @@ class Llama3Scaling:
         numbers = (self.factor, low, high, self.original_context)
         return all(math.isfinite(n) and n > 0 for n in numbers) and low < high
 
+    @property
+    def attention_factor(self) -> float:
+        """What cosines and sines are multiplied by."""
+        return 1.0
+
     def scaled(self, frequencies: NDArray[np.float64]) -> NDArray[np.float64]:
         """frequencies: (D/2,) -> the same after scaling."""
         turns = self.original_context * frequencies / (2 * np.pi)
         share = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
         share = np.clip(share, 0, 1)
         return frequencies / self.factor * (1 - share) + frequencies * share
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LongScaling:
+    """Each frequency is divided by a factor of its own, of those for the whole context.
+
+    LongRoPE, https://arxiv.org/abs/2402.13753 (docs/decisions/long-rope.md).
+    """
+
+    factors: tuple[float, ...]
+    attention_factor: float
+
+    def scaled(self, frequencies: NDArray[np.float64]) -> NDArray[np.float64]:
+        """frequencies: (D/2,) -> the same after scaling."""
+        return frequencies / np.array(self.factors, np.float32).astype(np.float64)
+
+
+AnyScaling = Scaling | Llama3Scaling | LongScaling
 
 
 def cos_sin(

@@ -6,6 +6,7 @@ tensor that nobody asked for is as much an error as one that is missing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ import numpy as np
 
 from weightpkg.errors import TensorMismatchError, UnsupportedQuantizationError
 from weightpkg.formats import ggml
-from weightpkg.tensor import Blocks, Layout
+from weightpkg.tensor import BlockLayout, Blocks, Layout
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -127,7 +128,7 @@ class Weights:
             refuse_differences(self.source, self.take(original, copy.shape), copy)
 
     def changed(self, change: Callable[[Weight], Weight]) -> Weights:
-        """Return the same tensors, each after a change that keeps name and shape."""
+        """Return the same tensors, each after a change that keeps its name."""
         tensors = map(change, self._tensors.values())
         return Weights(self.source, tensors, if_not_zero=self._if_not_zero)
 
@@ -313,6 +314,42 @@ def reorder_rows(
         return order(grouped).reshape(values.shape)
 
     return replace(weight, rows=rows, row_step=group, place=None)
+
+
+def transposed(weight: Weight) -> Weight:
+    """Return a dense (K, N) weight as (N, K); each slice of it is cut out of the whole.
+
+    Raises:
+        UnsupportedQuantizationError: it is stored in blocks, which run along rows.
+    """
+    n_rows, width = weight.shape
+    if isinstance(weight.layout, BlockLayout):
+        raise UnsupportedQuantizationError(f"tensor `{weight.name}` is stored columns first")
+
+    def rows(start: int, stop: int) -> NDArray[np.float32]:
+        values = weight.rows(0, n_rows)
+        assert not isinstance(values, Blocks)  # noqa: S101  the layout says so
+        return np.ascontiguousarray(values[:, start:stop].T)
+
+    return replace(weight, shape=(width, n_rows), rows=rows, place=None)
+
+
+def plus_one(weight: Weight) -> Weight:
+    """Return a dense weight with 1 added, as Gemma's norms do where they use theirs."""
+
+    def rows(start: int, stop: int) -> Blocks | NDArray[np.float32]:
+        values = weight.rows(start, stop)
+        return values if isinstance(values, Blocks) else values + np.float32(1)
+
+    return replace(weight, rows=rows, place=None)
+
+
+_BUFFER = re.compile(r"(.+\.)?rotary_emb\.(cos_cached|inv_freq|sin_cached)")
+
+
+def without_buffers(name: str) -> str | None:
+    """Return a checkpoint's name for a tensor; None if the configuration says what is in it."""
+    return None if _BUFFER.fullmatch(name) else name
 
 
 def undo_rotary_permutation(weight: Weight, head_size: int) -> Weight:

@@ -2,21 +2,21 @@
 
 RMS norms without bias; projections can have biases, and do in no model that is well known; the head
 may share the embedding's weights. Also SmolLM2 and what else calls itself `llama` and fits, and
-Mistral, as far as its window is no shorter than its context.
+Mistral, whose tokens may see a window of the text only.
 https://github.com/huggingface/transformers/blob/v4.57.0/src/transformers/models/llama/modeling_llama.py
 https://github.com/ggml-org/llama.cpp/blob/b6700/gguf-py/gguf/constants.py (names)
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from weightpkg.convert import blocks, hyperparameters, rope
-from weightpkg.convert.hf_config import HFConfig, read_rope
+from weightpkg.convert.hf_config import HFConfig
+from weightpkg.convert.hf_decoder import read_rope, read_sizes
 from weightpkg.convert.hyperparameters import Hyperparameters, embedding_rows
-from weightpkg.convert.weights import undo_rotary_permutation
+from weightpkg.convert.weights import undo_rotary_permutation, without_buffers
 
 if TYPE_CHECKING:
     from weightpkg.convert.graph import Graph, Value
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
 # Where these are missing, the configuration classes of transformers do not mean the same.
 _REQUIRED = {"llama": (), "mistral": ("num_key_value_heads", "sliding_window")}
-
-# What is computed from the configuration, and was written out all the same.
-_BUFFER = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
 TIED_BY_DEFAULT = False
 """Whether the embedding is the head as well, where config.json does not say."""
@@ -50,8 +47,8 @@ class Config:
     max_position_embeddings: int
     rms_norm_eps: float
     rope_theta: float
-    rope_factor: float = 1.0
-    rope_llama3: rope.Llama3Scaling | None = None
+    rope_scaling: rope.AnyScaling
+    sliding_window: int | None = None
     attention_bias: bool = False
     mlp_bias: bool = False
     is_interleaved: bool
@@ -81,7 +78,7 @@ class Config:
             max_position_embeddings=keys.get("context_length", int),
             rms_norm_eps=keys.get("attention.layer_norm_rms_epsilon", float),
             rope_theta=keys.get("rope.freq_base", float, 10000.0),
-            rope_factor=keys.linear_rope_factor(),
+            rope_scaling=keys.rope_scaling(),
             is_interleaved=True,
         )
         keys.finish()
@@ -99,26 +96,13 @@ class Config:
         config.require(*_REQUIRED[config.get("model_type", str)])
         config.expect("architectures", ["LlamaForCausalLM"], ["MistralForCausalLM"])
         config.expect("hidden_act", "silu")
-        config.expect("partial_rotary_factor", 1)
-        heads = config.get("num_attention_heads", int)
-        hidden_size = config.get("hidden_size", int)
-        context = config.get("max_position_embeddings", int)
-        if config.get("sliding_window", int, context) < context:
-            raise config.unsupported("`sliding_window` is less than the context: not handled")
-        theta, factor, llama3 = read_rope(config)
+        theta, scaling = read_rope(config)
         found = cls(
-            vocab_size=config.get("vocab_size", int),
-            hidden_size=hidden_size,
-            intermediate_size=config.get("intermediate_size", int),
-            num_hidden_layers=config.get("num_hidden_layers", int),
-            num_attention_heads=heads,
-            num_key_value_heads=config.get("num_key_value_heads", int, heads),
-            head_dim=config.get("head_dim", int, hidden_size // max(1, heads)),
-            max_position_embeddings=context,
+            **read_sizes(config),
             rms_norm_eps=config.number("rms_norm_eps"),
             rope_theta=theta,
-            rope_factor=factor,
-            rope_llama3=llama3,
+            rope_scaling=scaling,
+            sliding_window=_window(config),
             attention_bias=config.get("attention_bias", bool, False),
             mlp_bias=config.get("mlp_bias", bool, False),
             is_interleaved=False,
@@ -126,6 +110,13 @@ class Config:
         config.finish()
         hyperparameters.check(found, config.name)
         return found
+
+
+def _window(config: HFConfig) -> int | None:
+    """Mistral's, which may be null; the other has none, whatever its config.json says of it."""
+    if config.get("model_type", str) != "mistral" or "sliding_window" not in config:
+        return None
+    return config.get("sliding_window", int)
 
 
 _GGUF_LAYER_NAMES = {
@@ -143,7 +134,7 @@ _GGUF_LAYER_NAMES = {
 
 def canonical_name(name: str) -> str | None:
     """Return the canonical name of a checkpoint's tensor; None if there is no use for it."""
-    return None if _BUFFER.fullmatch(name) else name
+    return without_buffers(name)
 
 
 def gguf_names(config: Config) -> dict[str, str]:
@@ -187,23 +178,15 @@ def build(graph: Graph, weights: Weights, config: Config) -> None:
 def _attention_inputs(
     graph: Graph, mask: Value, weights: Weights, config: Config
 ) -> blocks.AttentionInputs:
-    frequencies = rope.inverse_frequencies(config.rope_theta, config.head_dim) / config.rope_factor
-    if config.rope_llama3 is not None:
-        frequencies = config.rope_llama3.scaled(frequencies)
+    scaling, positions = config.rope_scaling, config.max_position_embeddings
+    frequencies = rope.scaled_frequencies(config.rope_theta, config.head_dim, scaling)
     if "rope_factors" in weights:  # the same as GGUF has it: a factor for each frequency
         factors = weights.take("rope_factors", (config.head_dim // 2,)).dense()
         frequencies = rope.divided(frequencies, factors, weights.source)
     last, total = blocks.attention_lengths(graph, mask)
-    cos, sin = blocks.rotary_tables(graph, frequencies, config.max_position_embeddings)
-    return blocks.AttentionInputs(
-        last,
-        total,
-        cos,
-        sin,
-        config.num_attention_heads,
-        config.num_key_value_heads,
-        config.head_dim,
-    )
+    cos, sin = blocks.rotary_tables(graph, frequencies, positions, scaling.attention_factor)
+    heads = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    return blocks.AttentionInputs(last, total, cos, sin, *heads, window=config.sliding_window)
 
 
 def _layer(

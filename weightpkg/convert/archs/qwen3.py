@@ -9,17 +9,23 @@ https://github.com/ggml-org/llama.cpp/blob/0c1e57098bba43ac29e6e3b677cdceebdd223
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from weightpkg.convert import blocks, hyperparameters, rope
+from weightpkg.convert.hf_config import HFConfig
+from weightpkg.convert.hf_decoder import read_optional_window, read_rope, read_sizes
 from weightpkg.convert.hyperparameters import Hyperparameters, embedding_rows
-from weightpkg.convert.weights import expand_names
+from weightpkg.convert.weights import expand_names, without_buffers
 
 if TYPE_CHECKING:
     from weightpkg.convert.graph import Graph, Value
     from weightpkg.convert.weights import Weight, Weights
     from weightpkg.formats.gguf import GGUFFile
+
+
+TIED_BY_DEFAULT = False
+"""Whether the embedding is the head as well, where config.json does not say."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +42,9 @@ class Config:
     max_position_embeddings: int
     rms_norm_eps: float
     rope_theta: float
-    rope_scaling: rope.Scaling
+    rope_scaling: rope.AnyScaling
+    sliding_window: int | None = None
+    windowed: tuple[bool, ...]
 
     @classmethod
     def from_gguf(cls, file: GGUFFile) -> Config:
@@ -52,11 +60,12 @@ class Config:
         hidden_size = keys.get("embedding_length", int)
         head_dim = keys.head_size(hidden_size // max(1, heads))
         keys.check_whole_heads_rotate(head_dim)
+        n_layers = keys.layers()
         config = cls(
             vocab_size=embedding_rows(file),
             hidden_size=hidden_size,
             intermediate_size=keys.get("feed_forward_length", int),
-            num_hidden_layers=keys.layers(),
+            num_hidden_layers=n_layers,
             num_attention_heads=heads,
             num_key_value_heads=keys.get("attention.head_count_kv", int, heads),
             head_dim=head_dim,
@@ -64,10 +73,36 @@ class Config:
             rms_norm_eps=keys.get("attention.layer_norm_rms_epsilon", float),
             rope_theta=keys.get("rope.freq_base", float, 10000.0),
             rope_scaling=keys.rope_scaling(),
+            windowed=(False,) * n_layers,
         )
         keys.finish()
         hyperparameters.check(config, file.name)
         return config
+
+    @classmethod
+    def from_hf(cls, config: HFConfig) -> Config:
+        """Read config.json.
+
+        Raises:
+            CheckpointError: a key is missing or of the wrong type.
+            UnsupportedArchitectureError: a key changes the mathematics in a way not known here.
+        """
+        config.require("num_key_value_heads", "head_dim")
+        config.expect("architectures", ["Qwen3ForCausalLM"])
+        config.expect("hidden_act", "silu")
+        theta, scaling = read_rope(config)
+        window, windowed = read_optional_window(config)
+        found = cls(
+            **read_sizes(config),
+            rms_norm_eps=config.number("rms_norm_eps"),
+            rope_theta=theta,
+            rope_scaling=scaling,
+            sliding_window=window,
+            windowed=windowed,
+        )
+        config.finish()
+        hyperparameters.check(found, config.name)
+        return found
 
 
 _GGUF_NAMES = {
@@ -90,6 +125,11 @@ _GGUF_LAYER_NAMES = {
 }
 
 
+def canonical_name(name: str) -> str | None:
+    """Return the canonical name of a checkpoint's tensor; None if there is no use for it."""
+    return without_buffers(name)
+
+
 def gguf_names(config: Config) -> dict[str, str]:
     """Return each GGUF tensor name with its canonical name."""
     return expand_names(_GGUF_NAMES, _GGUF_LAYER_NAMES, config.num_hidden_layers)
@@ -110,7 +150,8 @@ def build(graph: Graph, weights: Weights, config: Config) -> None:
     x = blocks.embedding(graph, ids, embedding)  # (B, T, E)
     update: Value | None = None
     for i in range(config.num_hidden_layers):
-        x, update = _layer(graph, x, update, weights, config, i, shared)
+        inputs = replace(shared, window=config.sliding_window) if config.windowed[i] else shared
+        x, update = _layer(graph, x, update, weights, config, i, inputs)
 
     norm = weights.take("model.norm.weight", (width,))
     x, _ = blocks.add_rms_norm(graph, x, update, norm, config.rms_norm_eps)
