@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import tomli
 from blake3 import blake3
 
 from factories import index_page
-from weightpkg.convert import SourceFile
+from weightpkg.convert import Job
 from weightpkg.convert.child_worker import load_work
 from weightpkg.convert.directory import Conversion
 from weightpkg.install import install, plan_install
@@ -49,11 +49,9 @@ def report(what: str, injected: int, lost: int) -> None:
             stream.write(line)
 
 
-def convert_here(
-    form: str, sources: Sequence[SourceFile], directory: Path, progress: Progress
-) -> Conversion:
+def convert_here(job: Job, directory: Path, progress: Progress) -> Conversion:
     """Convert in this process instead of a child, where a disk that fails or kills is seen as well."""
-    return load_work(form)(sources, directory, progress)
+    return load_work(job.form)(job, directory, progress)
 
 
 def add_large(settings: Settings) -> None:
