@@ -185,7 +185,7 @@ def test_no_power_cut_loses_anything(
 ) -> None:
     events = record(settings, monkeypatch, kind)
     n_states, found = check(events, per_point=max(50, 4 * N_STATES // len(events)))
-    report(f"power cuts, {kind}", injected=n_states, lost=len(found))
+    report("power cuts", injected=n_states, lost=len(found))
     assert found == []
     assert n_states >= N_STATES
 
