@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,8 @@ import tomli
 from blake3 import blake3
 
 from factories import index_page
-from weightpkg.convert import SourceFile
+from tiny_checkpoint import TinyCheckpoint
+from weightpkg.convert import Job
 from weightpkg.convert.child_worker import load_work
 from weightpkg.convert.directory import Conversion
 from weightpkg.install import install, plan_install
@@ -49,11 +50,9 @@ def report(what: str, injected: int, lost: int) -> None:
             stream.write(line)
 
 
-def convert_here(
-    form: str, sources: Sequence[SourceFile], directory: Path, progress: Progress
-) -> Conversion:
+def convert_here(job: Job, directory: Path, progress: Progress) -> Conversion:
     """Convert in this process instead of a child, where a disk that fails or kills is seen as well."""
-    return load_work(form)(sources, directory, progress)
+    return load_work(job.form)(job, directory, progress)
 
 
 def add_large(settings: Settings) -> None:
@@ -62,6 +61,16 @@ def add_large(settings: Settings) -> None:
     path.write_bytes(b"".join(bytes([i % 251]) * 65536 for i in range(LARGE_SIZE // 65536)))
     page = index_page("large", {"raw": [path]})
     (settings.index_dir / "models" / "large.toml").write_text(page)
+
+
+def add_checkpoint(settings: Settings) -> None:
+    """Give the index a model `vectors` of several files, whose weights are used in place."""
+    source = TinyCheckpoint.read("bert").write(settings.index_dir / "vectors")
+    paths = sorted(path for path in source.rglob("*") if path.is_file())
+    page = index_page(
+        "vectors", {"f32": paths}, architecture="bert", form="safetensors", below="vectors"
+    )
+    (settings.index_dir / "models" / "vectors.toml").write_text(page)
 
 
 def put_model(settings: Settings, name: str, *, allow_conversion: bool = True) -> Installed:
@@ -218,9 +227,15 @@ def _damage_model(settings: Settings) -> None:
     (directory / "unheard-of").write_text("")
 
 
+def _damage_weights(settings: Settings) -> None:
+    record = put_model(settings, "vectors-f32")
+    (weights,) = (file.sha256 for file in record.files if file.path == "model.safetensors")
+    damage(settings.store().blob_path(weights))
+
+
 def _all_names(settings: Settings) -> frozenset[str]:
     (record,) = settings.store().installed()
-    return frozenset({record.files[0].sha256.hex, record.conversion or ""})
+    return frozenset({file.sha256.hex for file in record.files} | {record.conversion or ""})
 
 
 def _is_sound(settings: Settings) -> bool:
@@ -258,6 +273,12 @@ COMMANDS = [
         lambda settings: find(settings, "tiny-q4") is not None,
     ),
     Command(
+        "install a checkpoint",
+        lambda _: None,
+        lambda settings: put_model(settings, "vectors-f32"),
+        lambda settings: find(settings, "vectors-f32") is not None,
+    ),
+    Command(
         "install --no-convert",
         lambda settings: put_model(settings, "tiny-q8"),
         lambda settings: put_model(settings, "tiny-q4", allow_conversion=False),
@@ -266,6 +287,7 @@ COMMANDS = [
     Command("fetch", lambda _: None, _fetch_large, _has_large),
     Command("repair a blob", _damage_large, repair_all, _is_sound, _all_names),
     Command("repair a model", _damage_model, repair_all, _is_sound, _all_names),
+    Command("repair weights in place", _damage_weights, repair_all, _is_sound, _all_names),
     Command(
         "uninstall",
         _put_both,
@@ -281,6 +303,20 @@ COMMANDS = [
 ]
 
 
+def copy_tree(source: Path, target: Path) -> None:
+    """Copy a store; a file that has several names in it has them in the copy."""
+    copied: dict[int, str] = {}
+
+    def copy(path: str, new: str) -> None:
+        first = copied.setdefault(Path(path).stat().st_ino, new)
+        if first == new:
+            shutil.copy2(path, new)
+        else:
+            os.link(first, new)
+
+    shutil.copytree(source, target, copy_function=copy)
+
+
 @dataclass(frozen=True, slots=True)
 class Bench:
     """Runs a command again and again, each time from the same store."""
@@ -294,10 +330,11 @@ class Bench:
     def build(cls, command: Command, settings: Settings) -> Bench:
         """Make the store that a command starts from, and do it once, so that all is imported."""
         add_large(settings)
+        add_checkpoint(settings)
         settings.home.mkdir()
         command.prepare(settings)
         start = settings.home.with_name("start")
-        shutil.copytree(settings.home, start)
+        copy_tree(settings.home, start)
         damaged = command.damaged(settings)
         command.run(settings)
         assert command.is_done(settings)
@@ -306,7 +343,7 @@ class Bench:
     def reset(self) -> None:
         """Have the store as it is before the command."""
         shutil.rmtree(self.settings.home)
-        shutil.copytree(self.start, self.settings.home)
+        copy_tree(self.start, self.settings.home)
 
     def check(self, *, is_acknowledged: bool) -> None:
         """Assert that nothing is half done, and that the command can be done now."""

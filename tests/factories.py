@@ -618,8 +618,9 @@ def index_page(
     *,
     architecture: str = "llama",
     form: str = "gguf",
+    below: str = "",
 ) -> str:
-    """The page of a model whose files lie in the index's own directory."""
+    """The page of a model whose files lie in the index's own directory, or in one that is there."""
     page = f"""schema = 1
 name = "{name}"
 summary = "A model for tests"
@@ -638,11 +639,12 @@ changes = "first release"
         page += f'\n[releases.variants.{variant}]\nformat = "{form}"\n'
         for path in paths:
             content = path.read_bytes()
+            place = path.as_posix().rpartition(f"/{below}/")[2] if below else path.name
             page += f"""
 [[releases.variants.{variant}.files]]
-path = "{path.name}"
+path = "{place}"
 size = {len(content)}
 sha256 = "{hashlib.sha256(content).hexdigest()}"
-sources = ["file:{path.name}"]
+sources = ["file:{below and below + "/"}{place}"]
 """
     return page

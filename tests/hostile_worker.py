@@ -12,10 +12,10 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-from weightpkg.convert import SourceFile
+from weightpkg.convert import Job
 from weightpkg.convert.child_worker import Work, main
 from weightpkg.convert.directory import Conversion
 from weightpkg.errors import DigestMismatchError, DocumentError, GGUFError, TensorMismatchError
@@ -144,10 +144,10 @@ def count_interfaces(directory: Path, progress: Progress) -> None:
 
 
 def load(form: str) -> Work:
-    def work(sources: Sequence[SourceFile], directory: Path, progress: Progress) -> Conversion:
+    def work(job: Job, directory: Path, progress: Progress) -> Conversion:
         (directory / "begun").touch()
         progress.note(f"pid {os.getpid()}")
-        harm: Callable[[Path, Progress], None] = globals()[sources[0].path.read_text()]
+        harm: Callable[[Path, Progress], None] = globals()[job.sources[0].path.read_text()]
         harm(directory, progress)
         return Conversion("none", 1, ())
 

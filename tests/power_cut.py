@@ -8,7 +8,10 @@ is that of ALICE (Pillai et al., OSDI 2014), without any file system's kindness.
 
 from __future__ import annotations
 
+import errno
+import os
 import random
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,10 +41,14 @@ class Event:
 
 
 class RecordingDisk(files.Disk):
-    """Changes the real disk, and records what it does below a directory."""
+    """Changes the real disk, and records what it does below a directory.
 
-    def __init__(self, root: Path) -> None:
+    Where it has clones, these are copies, which shows all that there is to be seen.
+    """
+
+    def __init__(self, root: Path, *, has_clones: bool) -> None:
         self.root = root
+        self._has_clones = has_clones
         self.events: list[Event] = []
         self._nodes: dict[Path, int] = {root: 0}
         self._n_nodes = 1
@@ -102,6 +109,13 @@ class RecordingDisk(files.Disk):
         node = self._node(path)
         self._nodes[new] = node
         self.events.append(Event("enter", self._node(new.parent), new.name, node))
+
+    def reflink(self, path: Path, new: Path) -> None:
+        if not self._has_clones:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        shutil.copyfile(path, new)
+        self._enter(new)
+        self._look(new)
 
     def mkdir(self, path: Path) -> None:
         super().mkdir(path)

@@ -30,7 +30,8 @@ from golden_embeddings import TEXTS, cosines, embed
 from golden_embeddings import load as golden_embeddings
 from tiny_checkpoint import PAGES, DenseType, TinyCheckpoint
 from weightpkg.cli.convert import command
-from weightpkg.convert.checkpoints import convert_checkpoint
+from weightpkg.convert import Job, SourceFile
+from weightpkg.convert.checkpoints import convert as convert_job
 from weightpkg.digest import hash_file
 from weightpkg.errors import (
     CheckpointError,
@@ -51,8 +52,8 @@ from weightpkg.store import tree_digest
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from weightpkg.convert import Quantization
     from weightpkg.convert.directory import Conversion
-    from weightpkg.convert.quantize import Quantization
 
 NAMES = sorted(page.stem for page in PAGES.glob("*.toml"))
 DECODERS = [name for name in NAMES if "logits" in TinyCheckpoint.read(name).golden]
@@ -69,12 +70,14 @@ TOLERANCE = 1e-5
 
 def convert(source: Path, output: Path, *, quantization: Quantization | None = None) -> Conversion:
     """Convert a directory; hard links are what onnxruntime has to take."""
-    checkpoint = Checkpoint.find(source)
-    digests = {name: hash_file(path, "sha256") for name, path in checkpoint.files.items()}
+    found = Checkpoint.find(source).files
+    sources = [SourceFile(path, hash_file(path, "sha256"), name) for name, path in found.items()]
     output.mkdir()
-    return convert_checkpoint(
-        checkpoint, digests, output, Silence(), os.link, quantization=quantization
-    )
+    job = Job("safetensors", str(source), tuple(sources), quantization)
+    done = convert_job(job, output, Silence())
+    for name in done.placed:
+        os.link(found[name], output / name)
+    return done
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import pytest
 
 from factories import tiny_llama
 from weightpkg import errors
-from weightpkg.convert import SourceFile, child, pipeline
+from weightpkg.convert import Job, SourceFile, child, pipeline
 from weightpkg.convert.directory import Conversion
 from weightpkg.convert.limits import Limits
 from weightpkg.convert.messages import dump_error, load_error
@@ -84,7 +84,9 @@ def hostile(
     before = threading.active_count()
     try:
         with new_directory(tmp_path / "out") as directory:
-            return child.convert("gguf", [file], directory, progress, limits=limits)
+            return child.convert(
+                Job("gguf", file.name, (file,)), directory, progress, limits=limits
+            )
     except WeightpkgError:
         assert [path.name for path in tmp_path.iterdir()] == ["evil.gguf"]
         raise
@@ -248,7 +250,7 @@ def test_it_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     program = f"""
 import sys
 from pathlib import Path
-from weightpkg.convert import SourceFile, child
+from weightpkg.convert import Job, SourceFile, child
 from weightpkg.digest import Digest
 from weightpkg.progress import Silence
 class Say(Silence):
@@ -256,7 +258,7 @@ class Say(Silence):
         print(message, flush=True)
 child._WORKER = Path({str(Path(__file__).with_name("hostile_worker.py"))!r})
 file = SourceFile(Path({str(tmp_path / "evil.gguf")!r}), Digest("sha256", 64 * "0"), "a")
-child.convert("gguf", [file], Path({str(tmp_path)!r}), Say())
+child.convert(Job("gguf", "a", (file,)), Path({str(tmp_path)!r}), Say())
 """
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
@@ -284,7 +286,7 @@ def test_the_result_is_that_of_a_conversion_in_this_process(tmp_path: Path) -> N
         here = pipeline.convert(source, digest, directory, Silence(), name="tiny")
     with new_directory(tmp_path / "child") as directory:
         file = SourceFile(source, digest, "tiny")
-        there = child.convert("gguf", [file], directory, Silence())
+        there = child.convert(Job("gguf", file.name, (file,)), directory, Silence())
     assert here == there
     for path in (tmp_path / "own").iterdir():
         assert path.read_bytes() == (tmp_path / "child" / path.name).read_bytes()
@@ -315,4 +317,7 @@ def test_nothing_is_imported_from_the_current_directory(
     monkeypatch.setattr(sys, "path", ["", *sys.path])
     with new_directory(tmp_path / "out") as directory:
         file = SourceFile(source, Digest("sha256", 64 * "0"), "tiny")
-        assert child.convert("gguf", [file], directory, Silence()).architecture == "llama"
+        assert (
+            child.convert(Job("gguf", file.name, (file,)), directory, Silence()).architecture
+            == "llama"
+        )

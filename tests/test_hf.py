@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from huggingface_hub import close_session, constants, snapshot_download
 from factories import tiny_llama
 from http_message import Reply, Request
 from hub_server import Hub, serve_hub
+from tiny_checkpoint import TinyCheckpoint
 from weightpkg.adopt import Places
 from weightpkg.digest import Digest
 from weightpkg.errors import FetchError, IntegrityError, RequirementError
@@ -28,7 +30,7 @@ from weightpkg.sources.hf import HubOpener
 from weightpkg.sources.openers import Openers
 from weightpkg.sources.pip_config import PipConfig
 from weightpkg.sources.transport import Transport, TransportSettings
-from weightpkg.store import Store
+from weightpkg.store import Store, placed_sources
 
 MODEL = bytes(range(256)) * 1000
 SHA256 = hashlib.sha256(MODEL).hexdigest()
@@ -500,6 +502,38 @@ def test_a_whole_repository_is_installed_as_it_is(
     (record,) = settings.store().installed()
     assert sorted(file.path for file in record.files) == sorted({*FILES} - {"below/empty.txt"})
     assert weightpkg("verify", HF_ENDPOINT="http://127.0.0.1:1").returncode == 0
+
+
+def test_the_checkpoint_of_a_repository_is_installed_and_nothing_else(
+    weightpkg: Callable[..., Result], settings: Settings, hub: Hub, tmp_path: Path
+) -> None:
+    source = TinyCheckpoint.read("bert").write(tmp_path / "source", n_shards=2)
+    of_it = {p.relative_to(source).as_posix(): p.read_bytes() for p in source.rglob("*.*")}
+    beside = {"README.md": b"#", "pytorch_model.bin": pickle.dumps({}), "onnx/model.onnx": b"x"}
+    commit = hub.commit("acme/public", {**of_it, **beside})
+    name = f"hf:acme/public@{commit}"
+    done = weightpkg("install", name)
+    assert done.returncode == 0, done.stderr
+    (record,) = settings.store().installed()
+    assert {file.path for file in record.files} == of_it.keys()
+    directory = settings.store().model(record.conversion or "")
+    assert directory is not None
+    assert len(placed_sources(directory)) == 2
+    assert weightpkg("verify", HF_ENDPOINT="http://127.0.0.1:1").returncode == 0
+
+
+def test_what_is_asked_for_of_a_repository_with_a_checkpoint_comes(
+    openers: Openers, hub: Hub
+) -> None:
+    files = {"config.json": b"{}", "model.safetensors": b"x", "pytorch_model.bin": b"y"}
+    hub.commit("acme/public", files)
+    assert paths(resolve(openers, "hf:acme/public")) == ["config.json", "model.safetensors"]
+    assert paths(resolve(openers, "hf:acme/public", include=["*"])) == sorted(files)
+    assert paths(resolve(openers, "hf:acme/public", exclude=["m*"])) == [
+        "config.json",
+        "pytorch_model.bin",
+    ]
+    assert paths(resolve(openers, "hf:acme/public/pytorch_model.bin")) == ["pytorch_model.bin"]
 
 
 def test_find_links_are_looked_at_first(

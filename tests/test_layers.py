@@ -21,7 +21,7 @@ ORDER = [
     "errors", "progress", "digest", "requirement", "tensor", "package", "document",
     "formats", "formats.mapped", "formats.strangers", "formats.ggml_grids", "formats.ggml_blocks",
     "formats.ggml", "formats.gguf_header", "formats.gguf",
-    "formats.json_text", "formats.safetensors_header", "formats.safetensors",
+    "formats.checkpoint_files", "formats.json_text", "formats.safetensors_header", "formats.safetensors",
     "formats.checkpoint", "formats.onnx_file",
     "index", "files", "placing", "spans", "partial", "store", "adopt",
     "sources", "sources.watchdog", "sources.transport", "sources.remote", "sources.wheel",

@@ -172,8 +172,8 @@ def test_bytes_change_only_with_the_converters_version(convert_tiny: Convert) ->
 
 def test_the_key_depends_on_source_and_version() -> None:
     other = Digest("sha256", 64 * "1")
-    assert conversion_key([DIGEST]) != conversion_key([other])
-    assert conversion_key([DIGEST]) == conversion_key([DIGEST])
+    assert conversion_key({"a": DIGEST}) != conversion_key({"a": other})
+    assert conversion_key({"a": DIGEST}) == conversion_key({"b": DIGEST})
 
 
 def test_onnxruntime_genai_loads_it_unchanged_and_says_the_same(convert_tiny: Convert) -> None:

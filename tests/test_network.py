@@ -13,8 +13,11 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
+from golden_embeddings import TEXTS, cosines, embed
+from golden_embeddings import load as golden_embeddings
 from golden_logits import WINDOW, load
 from weightpkg.api import path
+from weightpkg.files import tree_size
 from weightpkg.progress import Silence
 from weightpkg.run.session import ModelConfig, Session
 from weightpkg.settings import Settings
@@ -100,6 +103,22 @@ def test_published_onnx_models_are_checked_and_load(home: Path) -> None:
         session = ort.InferenceSession(directory / "model.onnx", providers=providers)
         assert {each.name for each in session.get_inputs()} == expected
     assert (path("magika", settings=settings(home)) / "config.min.json").is_file()
+
+
+def test_a_checkpoint_is_converted_in_place_and_makes_the_same_embeddings(home: Path) -> None:
+    """Against sentence-transformers, in the golden file of scripts/bench/embeddings.py."""
+    done = command(home, "install", "minilm-l6", "--no-convert")
+    assert done.returncode == 0, done.stderr
+    before = tree_size(home)
+    done = command(home, "install", "minilm-l6")
+    assert done.returncode == 0, done.stderr
+    store = settings(home).store()
+    directory = path("minilm-l6", settings=settings(home))
+    if (directory / "model.safetensors").stat().st_nlink > 1:  # it is no clone
+        assert tree_size(home) - before < 2_000_000
+    for batch in (1, len(TEXTS)):
+        assert cosines(embed(directory, TEXTS, batch), golden_embeddings()).min() >= 0.99999
+    assert verify(store, Silence()) == []
 
 
 def settings(home: Path) -> Settings:

@@ -21,7 +21,7 @@ from malformed.onnx_file import external, model
 from test_install import add_page, execute, leavings, plan
 from weightpkg import reference
 from weightpkg.api import path as model_path
-from weightpkg.convert import SourceFile, child
+from weightpkg.convert import Job, SourceFile, child
 from weightpkg.digest import Digest, hash_file
 from weightpkg.errors import OnnxError, PickleError, RunError, UnsupportedFormatError
 from weightpkg.files import new_directory
@@ -183,7 +183,7 @@ def test_a_variant_has_one_model(settings: Settings, tmp_path: Path) -> None:
         pytest.raises(UnsupportedFormatError, match="2 of the files are ONNX models"),
         new_directory(tmp_path / "out") as directory,
     ):
-        child.convert("onnx", files, directory, Silence())
+        child.convert(Job("onnx", "adder", tuple(files)), directory, Silence())
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "weightpkg.toml"])
@@ -198,7 +198,7 @@ def test_no_file_takes_the_place_of_another(tmp_path: Path, name: str) -> None:
         pytest.raises(UnsupportedFormatError, match="another file is called"),
         new_directory(tmp_path / "out") as directory,
     ):
-        child.convert("onnx", [model, other], directory, Silence())
+        child.convert(Job("onnx", "adder", (model, other)), directory, Silence())
 
 
 def test_files_above_the_model_come_along_the_nearest_of_each_name(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_files_above_the_model_come_along_the_nearest_of_each_name(tmp_path: Pat
         path.write_text(name)
         files.append(SourceFile(path, digest, name))
     with new_directory(tmp_path / "out") as directory:
-        child.convert("onnx", files, directory, Silence())
+        child.convert(Job("onnx", "adder", tuple(files)), directory, Silence())
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"model.onnx", "weightpkg.toml", "config.json", "v.txt"}
     assert (tmp_path / "out" / "config.json").read_text() == "a/config.json"
@@ -225,7 +225,7 @@ def test_a_pickle_does_not_come_along(tmp_path: Path) -> None:
         pytest.raises(PickleError, match=r"`labels\.json`: file: is a Python pickle"),
         new_directory(tmp_path / "out") as directory,
     ):
-        child.convert("onnx", files, directory, Silence())
+        child.convert(Job("onnx", "adder", tuple(files)), directory, Silence())
 
 
 def test_a_secret_file_is_nowhere_in_what_is_made(settings: Settings, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import tomli
 from blake3 import blake3
 
-from durability import report
+from durability import add_checkpoint, report
 from power_cut import CrashState, Event, RecordingDisk, Tree, crash_states
 from weightpkg import files
 from weightpkg.install import install, plan_install
@@ -27,7 +27,7 @@ from weightpkg.verify import verify
 N_STATES = 100_000 if os.environ.get("WEIGHTPKG_THOROUGH") else 20_000
 
 
-def scenario(settings: Settings, disk: RecordingDisk) -> None:
+def scenario(settings: Settings, disk: RecordingDisk, more: Sequence[str]) -> None:
     """Everything that changes a store; each step is promised once it has returned."""
     store = settings.store()
     with settings.sources(store) as sources:
@@ -41,6 +41,8 @@ def scenario(settings: Settings, disk: RecordingDisk) -> None:
 
         put("tiny-q4")
         put("tiny-q8", allow_conversion=False)
+        for name in more:
+            put(name)
         damage(settings, disk)
         with store.use():
             done = repair(
@@ -74,11 +76,12 @@ def damage(settings: Settings, disk: RecordingDisk) -> None:
         disk.note(path)
 
 
-@pytest.fixture
-def events(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Sequence[Event]:
-    disk = RecordingDisk(settings.home.parent)
+def record(settings: Settings, monkeypatch: pytest.MonkeyPatch, kind: str) -> Sequence[Event]:
+    """Do everything on a disk with clones or without, with a model of several files or without."""
+    add_checkpoint(settings)
+    disk = RecordingDisk(settings.home.parent, has_clones=kind == "clones")
     monkeypatch.setattr(files, "disk", disk)
-    scenario(settings, disk)
+    scenario(settings, disk, [] if kind == "single files" else ["vectors-f32"])
     return disk.events
 
 
@@ -122,7 +125,7 @@ def violations(state: CrashState) -> list[str]:
 
 def broken_promises(state: CrashState, records: Tree) -> list[str]:
     """What was promised and is not so, but for what was just being done."""
-    there = {f"tiny-{Path(path).stem}" for path in records}
+    there = {f"{path.split('/')[1]}-{Path(path).stem}" for path in records}
     last = {words.split()[1]: words.split()[0] for words in state.acked if " " in words}
     return [
         f"{name} was {what}, and it is {'there' if name in there else 'lost'}"
@@ -157,7 +160,8 @@ def faults_of(record: dict[str, object], tree: Tree) -> list[str]:
 def after_damage(events: Sequence[Event]) -> range:
     """The events between the damage and the end of its repair, when wrong bytes are no wonder."""
     acks = [i for i, e in enumerate(events) if e.kind == "ack"]
-    return range(acks[1], next(i for i in acks if events[i].data == b"repaired"))
+    repaired = next(n for n, i in enumerate(acks) if events[i].data == b"repaired")
+    return range(acks[repaired - 1], acks[repaired])
 
 
 def check(events: Sequence[Event], *, per_point: int) -> tuple[int, list[str]]:
@@ -175,14 +179,20 @@ def check(events: Sequence[Event], *, per_point: int) -> tuple[int, list[str]]:
     return len(seen), found
 
 
-def test_no_power_cut_loses_anything(events: Sequence[Event]) -> None:
+@pytest.mark.parametrize("kind", ["clones", "hard links"])
+def test_no_power_cut_loses_anything(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    events = record(settings, monkeypatch, kind)
     n_states, found = check(events, per_point=max(50, 4 * N_STATES // len(events)))
     report("power cuts", injected=n_states, lost=len(found))
     assert found == []
     assert n_states >= N_STATES
 
 
-def test_each_fsync_is_needed(events: Sequence[Event]) -> None:
+def test_each_fsync_is_needed(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    # of a model of several files: the directory of blobs is synced for each, and the last would do
+    events = record(settings, monkeypatch, "single files")
     noted = after_damage(events)[:5]  # the damage itself: a content and an fsync for each file
     syncs = [i for i, event in enumerate(events) if event.kind == "fsync" and i not in noted]
     needless = []

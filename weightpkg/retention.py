@@ -24,7 +24,7 @@ from weightpkg.digest import Digest
 from weightpkg.document import parse_document
 from weightpkg.errors import DocumentError, StoreError
 from weightpkg.partial import journal_path
-from weightpkg.store import Installed, Store, disk_usage
+from weightpkg.store import Installed, Store, disk_usage, placed_sources
 
 GRACE_S = 60 * 60
 STALE_PARTIAL_S = 7 * 24 * 60 * 60
@@ -52,7 +52,10 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Doomed:
-    """Something that is to be removed: what, why, and how much it frees."""
+    """Something that is to be removed: what, why, and how much it frees.
+
+    record: of a model, to be forgotten; of sources, to be written without them.
+    """
 
     kind: Kind
     name: str
@@ -140,8 +143,7 @@ def _remove(store: Store, doomed: Doomed) -> int:
             store.forget(doomed.record)
         return 0
     if doomed.kind == "source" and doomed.record:
-        dropped = (replace(file, is_kept=False) for file in doomed.record.files)
-        store.record(replace(doomed.record, files=tuple(dropped)))
+        store.record(doomed.record)
         return 0
     freed = store.remove(doomed.path)
     beside = {
@@ -164,7 +166,7 @@ def _parts_of(
     if record.conversion and record.conversion not in needed:
         path = store.model_path(record.conversion)
         if path.exists():
-            yield Doomed("conversion", record.conversion, reason, files.tree_size(path), path)
+            yield Doomed("conversion", record.conversion, reason, files.own_size(path), path)
 
 
 def _needed(kept: Iterable[Installed]) -> frozenset[str]:
@@ -183,15 +185,18 @@ def _sources(store: Store, kept: list[Installed], reason: str) -> Iterator[Doome
     """Mark sources of converted models as dropped in `kept`, and yield their records."""
     as_files = {f.sha256.hex for r in kept if not r.conversion for f in r.files}
     for i, record in enumerate(kept):
-        droppable = [f for f in record.files if f.is_kept and f.sha256.hex not in as_files]
-        if not record.conversion or store.model(record.conversion) is None or not droppable:
+        conversion = record.conversion and store.model(record.conversion)
+        if not conversion:
             continue
-        if len(droppable) < len(record.files):
+        placed = placed_sources(conversion)  # to drop them would free nothing
+        done_with = [file for file in record.files if file.sha256.hex not in placed]
+        droppable = [f for f in done_with if f.is_kept and f.sha256.hex not in as_files]
+        if not droppable or len(droppable) < len(done_with):
             continue
         size = sum(file.size for file in droppable)
-        yield Doomed("source", str(record), reason, size, store.record_path(record), record)
-        dropped = tuple(replace(file, is_kept=False) for file in record.files)
-        kept[i] = replace(record, files=dropped)
+        after = (replace(f, is_kept=False) if f in droppable else f for f in record.files)
+        kept[i] = replace(record, files=tuple(after))
+        yield Doomed("source", str(record), reason, size, store.record_path(record), kept[i])
 
 
 def _unneeded(
@@ -213,7 +218,7 @@ def _unneeded(
         if path.name in needed or not _HEX.match(path.name):
             continue
         if path.name in gone or _is_older(path, limit):
-            yield Doomed("conversion", path.name, reason, files.tree_size(path), path)
+            yield Doomed("conversion", path.name, reason, files.own_size(path), path)
 
 
 def _is_older(path: Path, limit: float) -> bool:
@@ -254,8 +259,11 @@ def _over_budget(
         for one in _sources(store, [record], over):
             needed = _needed(r for r in kept if r is not record)
             chosen.append(one)
-            for file in record.files:
-                if file.sha256.hex not in needed | roots.leased | roots.projects:
+            for file in one.record.files if one.record else ():
+                if (
+                    not file.is_kept
+                    and file.sha256.hex not in needed | roots.leased | roots.projects
+                ):
                     path = store.blob_path(file.sha256)
                     chosen.append(Doomed("blob", file.sha256.hex, over, file.size, path))
                     total -= file.size

@@ -410,12 +410,29 @@ def tree_digest(directory: Path) -> Digest:
         return Digest("sha256", hashlib.sha256(path.read_bytes()).hexdigest())
 
 
+def placed_sources(directory: Path) -> frozenset[str]:
+    """Return the SHA-256 of sources that a model directory has as they are, in 64 hex digits each.
+
+    Raises:
+        StoreError: its manifest cannot be read.
+    """
+    path = directory / MANIFEST
+    with files.mapped(path):
+        content = path.read_bytes()
+    try:
+        rows = parse_document(content, source=str(path)).tables("sources")
+        placed = (row for row in rows if row.optional("in-place", bool))
+        return frozenset(row.parsed("sha256", _sha256).hex for row in placed)
+    except DocumentError as error:
+        raise StoreError(error.message, hint="weightpkg verify --repair") from error
+
+
 def disk_usage(store: Store, installed: Installed) -> int:
     """Bytes that an installed variant takes, with what it shares with others."""
     paths = [store.blob_path(file.sha256) for file in installed.files if file.is_kept]
     if installed.conversion:
         paths.append(store.model_path(installed.conversion))
-    return sum(files.tree_size(path) for path in paths)
+    return files.tree_size(*paths)
 
 
 def _dump_fingerprint(fingerprint: Fingerprint) -> bytes:

@@ -94,9 +94,10 @@ def verify(
         found, inside = _read_directory(store, *record_key, tuple(models))
         problems += found
         expected |= inside
-    total = sum(file.size or 0 for file in expected.values())
+    one_file = _by_file(expected.values())
+    total = sum(names[0].size or 0 for names in one_file)
     with progress.task("verifying", total) as advance:
-        problems += _check_all(list(expected.values()), advance)
+        problems += _check_all(one_file, advance)
     return sorted(problems, key=lambda problem: str(problem.path))
 
 
@@ -148,7 +149,20 @@ def _look_around(store: Store, expected: dict[Path, _Expected]) -> Iterator[Prob
             expected[path] = _Expected(path, path.stat().st_size, blob, (), blob)
 
 
-def _check_all(expected: Sequence[_Expected], advance: Advance) -> Iterator[Problem]:
+def _by_file(expected: Iterable[_Expected]) -> list[tuple[_Expected, ...]]:
+    """Bring together what is one file: a blob, and its names in model directories that use it."""
+    found: dict[object, list[_Expected]] = defaultdict(list)
+    for file in expected:
+        with suppress(OSError):
+            entry = file.path.lstat()
+            if entry.st_nlink > 1:
+                found[entry.st_dev, entry.st_ino, file.size, file.digest].append(file)
+                continue
+        found[file.path].append(file)
+    return [tuple(names) for names in found.values()]
+
+
+def _check_all(expected: Sequence[tuple[_Expected, ...]], advance: Advance) -> Iterator[Problem]:
     """Check large files one after the other on all cores, and small ones side by side."""
     lock = Lock()
 
@@ -156,31 +170,37 @@ def _check_all(expected: Sequence[_Expected], advance: Advance) -> Iterator[Prob
         with lock:
             advance(size)
 
-    large = [file for file in expected if (file.size or 0) >= _MANY_BYTES]
-    small = [file for file in expected if (file.size or 0) < _MANY_BYTES]
-    for file in large:
-        yield from _check(file, count, is_alone=True)
+    large = [names for names in expected if (names[0].size or 0) >= _MANY_BYTES]
+    small = [names for names in expected if (names[0].size or 0) < _MANY_BYTES]
+    for names in large:
+        yield from _check(names, count, is_alone=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for found in pool.map(lambda file: list(_check(file, count, is_alone=False)), small):
+        for found in pool.map(lambda names: list(_check(names, count, is_alone=False)), small):
             yield from found
 
 
-def _check(file: _Expected, advance: Callable[[int], None], *, is_alone: bool) -> Iterator[Problem]:
+def _check(
+    names: Sequence[_Expected], advance: Callable[[int], None], *, is_alone: bool
+) -> Iterator[Problem]:
+    """Check one file, which is read once, under all the names that it has here."""
+    file = names[0]
+    kind: Kind | None
     try:
         entry = file.path.lstat()
-        if not stat.S_ISREG(entry.st_mode):
-            yield file.problem("unexpected")
-            return
-        # a hard link has the permissions that its other owner wants
-        if entry.st_mode & 0o222 and entry.st_nlink == 1 and not file.path.name.endswith(".chunks"):
-            yield file.problem("mode")
-        kind = _compare(file, entry.st_size, advance, is_alone=is_alone)
+        if stat.S_ISREG(entry.st_mode):
+            # a hard link that is elsewhere has the permissions that its owner wants
+            is_ours = entry.st_nlink <= len(names) and not file.path.name.endswith(".chunks")
+            if entry.st_mode & 0o222 and is_ours:
+                yield from (name.problem("mode") for name in names)
+            kind = _compare(file, entry.st_size, advance, is_alone=is_alone)
+        else:
+            kind = "unexpected"
     except FileNotFoundError:
         kind = "missing"
     except OSError:
         kind = "unreadable"
     if kind is not None:
-        yield file.problem(kind)
+        yield from (name.problem(kind) for name in names)
 
 
 def _compare(
@@ -212,7 +232,7 @@ def _read_directory(
     manifest = directory / MANIFEST
     size = files.tree_size(manifest)
     closing = _Expected(manifest, size, tree, models, conversion=key)
-    if bad := [p for p in _check(closing, lambda _: None, is_alone=False) if p.kind != "mode"]:
+    if bad := [p for p in _check((closing,), lambda _: None, is_alone=False) if p.kind != "mode"]:
         return bad, {}
     expected = {manifest: closing}
     with files.mapped(manifest):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import click
 
 from weightpkg.cli.console import format_size, print_json, print_table
@@ -55,7 +57,12 @@ def size(by: str, as_json: bool) -> None:
 
 
 def _places(store: Store) -> dict[str, int]:
-    return {text: tree_size(store.root / name) for name, text in PLACES.items()}
+    """A file that is in two places, as weights that are used as they are, counts in the first."""
+    sizes, before = {}, 0
+    for i, text in enumerate(PLACES.values()):
+        after = tree_size(*(store.root / name for name in islice(PLACES, i + 1)))
+        sizes[text], before = after - before, after
+    return sizes
 
 
 def _models(store: Store) -> dict[str, int]:

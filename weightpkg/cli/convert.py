@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
 import click
 
 from weightpkg import files
 from weightpkg.cli.console import make_progress
-from weightpkg.digest import hash_file
+from weightpkg.convert import Job, Quantization, SourceFile, format_of
+from weightpkg.digest import fingerprint_file
 from weightpkg.errors import StoreError
-from weightpkg.progress import Progress
-
-if TYPE_CHECKING:
-    from weightpkg.convert.directory import Conversion
+from weightpkg.placing import place_files
 
 
 @click.command("convert")
@@ -29,7 +26,7 @@ if TYPE_CHECKING:
     help="Make blocks of 4 or 8 bits of a checkpoint's dense matrices.",
 )
 @click.pass_obj
-def command(quiet: bool, source: Path, output: Path, quantize: Literal["q4", "q8"] | None) -> None:
+def command(quiet: bool, source: Path, output: Path, quantize: Quantization | None) -> None:
     """Convert a model that no index names to an ONNX model directory.
 
     SOURCE is a GGUF file, an ONNX model, which is checked and stays as it is, or a directory of
@@ -37,17 +34,19 @@ def command(quiet: bool, source: Path, output: Path, quantize: Literal["q4", "q8
     libraries write it. Weights in float32 are not copied: the model directory has a clone of their
     file, or where the disk cannot make one a hard link to it.
     """
+    from weightpkg.convert import child
+
     if output.exists():
         raise StoreError(f"`{output}` is there already", hint="name a new directory")
     progress = make_progress(quiet=quiet)
     start = time.perf_counter()
     is_checkpoint = source.is_dir() or source.suffix in {".safetensors", ".json"}
-    if is_checkpoint:
-        done = _convert_checkpoint(source, output, quantize, progress)
-    elif quantize is None:
-        done = _convert_file(source, output, progress)
-    else:
-        raise click.UsageError("--quantize: the weights of a GGUF file are converted as they are")
+    if quantize and not is_checkpoint:
+        raise click.UsageError("--quantize: only a checkpoint has dense matrices to quantise")
+    job = _checkpoint_job(source, quantize) if is_checkpoint else _file_job(source)
+    with files.new_directory(output) as directory:
+        done = child.convert(job, directory, progress)
+        place_files({each.name: each.path for each in job.sources}, done.placed, directory)
     ratio = done.size / done.source_size
     seconds = time.perf_counter() - start
     progress.note(
@@ -55,28 +54,20 @@ def command(quiet: bool, source: Path, output: Path, quantize: Literal["q4", "q8
     )
 
 
-def _convert_file(source: Path, output: Path, progress: Progress) -> Conversion:
-    from weightpkg.convert import SourceFile, format_of
-    from weightpkg.convert.child import convert
-
-    with files.mapped(source):
-        digest = hash_file(source, "sha256")
-    with files.new_directory(output) as directory:
-        file = SourceFile(source, digest, str(source))
-        return convert(format_of([source.name]), [file], directory, progress)
+def _file_job(source: Path) -> Job:
+    return Job(format_of([source.name]), str(source), (_hashed(source, str(source)),))
 
 
-def _convert_checkpoint(
-    source: Path, output: Path, quantize: Literal["q4", "q8"] | None, progress: Progress
-) -> Conversion:
-    from weightpkg.convert.checkpoints import convert_checkpoint
+def _checkpoint_job(source: Path, quantize: Quantization | None) -> Job:
     from weightpkg.formats.checkpoint import Checkpoint
-    from weightpkg.placing import kept_modes, place_file
 
     with files.mapped(source):
-        checkpoint = Checkpoint.find(source)
-        digests = {name: hash_file(path, "sha256") for name, path in checkpoint.files.items()}
-    with kept_modes(checkpoint.files.values()), files.new_directory(output) as directory:
-        return convert_checkpoint(
-            checkpoint, digests, directory, progress, place_file, quantization=quantize
-        )
+        found = Checkpoint.find(source).files
+    sources = tuple(_hashed(path, name) for name, path in found.items())
+    return Job("safetensors", str(source), sources, quantize)
+
+
+def _hashed(path: Path, name: str) -> SourceFile:
+    with files.mapped(path):
+        known = fingerprint_file(path)
+    return SourceFile(path, known.sha256, name, known.blake3)

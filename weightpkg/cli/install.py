@@ -47,7 +47,8 @@ def command(
 
     NAME is a model's name, with or without a variant and a version: smollm2-135m,
     smollm2-135m-q4, "smollm2-135m-q4>=1.0"; or a source: hf:ORG/REPO@REVISION/FILE, hf:ORG/REPO,
-    https://HOST/FILE, ./FILE. A broken download goes on where it stopped.
+    https://HOST/FILE, ./FILE. Of a repository that has a checkpoint of safetensors, only that is
+    fetched, unless --include says otherwise. A broken download goes on where it stopped.
     """
     settings = Settings.from_environment()
     store, index = settings.store(), settings.index()

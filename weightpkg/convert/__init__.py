@@ -10,16 +10,18 @@ This module is what can be known about conversions without NumPy; `pipeline` doe
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from weightpkg.digest import Digest
+from weightpkg.formats.checkpoint_files import is_checkpoint
 
 CONVERTER_VERSION = 1
 """Goes up with every change of the bytes that a conversion writes."""
 
-FORMATS = ("gguf", "onnx")
+FORMATS = ("gguf", "safetensors", "onnx")
 """File formats that are converted; ONNX is checked and stays as it is."""
 
 ARCHITECTURES = {
@@ -61,26 +63,61 @@ ENCODERS = {
 """The same for `model_type` of a checkpoint's config.json."""
 
 
+Quantization = Literal["q4", "q8"]
+
+
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A file to be converted. name: what to call it, as a blob's path tells nobody anything."""
+    """A file to be converted.
+
+    name: what it is called in its model, as a blob's path tells nobody anything.
+    blake3: of its content, if that is known.
+    """
 
     path: Path
     digest: Digest
     name: str
+    blake3: Digest | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A conversion to be done.
+
+    form: one of `FORMATS`.
+    name: what to call the model in errors.
+    quantization: what to make of a checkpoint's dense matrices; None leaves them as they are.
+    """
+
+    form: str
+    name: str
+    sources: tuple[SourceFile, ...]
+    quantization: Quantization | None = None
+
+    @property
+    def key(self) -> str:
+        """The name of the conversion."""
+        options = [f"quantize={self.quantization}"] if self.quantization else []
+        return conversion_key({source.name: source.digest for source in self.sources}, options)
 
 
 def format_of(names: Sequence[str]) -> str:
     """Return the format of files that are to be converted, by their names."""
-    return "onnx" if any(name.endswith(".onnx") for name in names) else "gguf"
+    if any(name.endswith(".onnx") for name in names):
+        return "onnx"
+    return "safetensors" if is_checkpoint(names) else "gguf"
 
 
-def conversion_key(sources: Sequence[Digest], options: Sequence[str] = ()) -> str:
+def conversion_key(sources: Mapping[str, Digest], options: Sequence[str] = ()) -> str:
     """Return the name of a conversion: 64 hex digits from its inputs and the converter's version.
 
     Args:
-        sources: digests of the files, in the order of their names.
+        sources: digests of the files by their names in the model; what a single one is called is
+            all the same.
         options: what was asked for beside them, such as `quantize=q4`.
     """
-    lines = [f"weightpkg conversion {CONVERTER_VERSION}", *map(str, sources), *options]
+    inputs = [f"{digest} {name}" for name, digest in sorted(sources.items())]
+    if len(sources) == 1:
+        inputs = [str(digest) for digest in sources.values()]
+    lines = [f"weightpkg conversion {CONVERTER_VERSION}", *inputs, *options]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -1,43 +1,40 @@
 """One conversion from a checkpoint of safetensors to a model directory, step by step.
 
-Matrices in float32 are not copied: the graph points into the checkpoint's own files, which the
-caller puts into the model directory. Those in other types are converted once to float32.
+Matrices in float32 are not copied: the graph points into the checkpoint's own files, which whoever
+asked for the conversion puts into the model directory. Those in other types are converted once to float32.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol, Self, cast
 
-from weightpkg.convert import CONVERTER_VERSION, DECODERS, ENCODERS, conversion_key
-from weightpkg.convert.directory import Conversion, ModelDirectory
+from weightpkg.convert import CONVERTER_VERSION, DECODERS, ENCODERS, Job, SourceFile
+from weightpkg.convert.directory import Conversion, ModelDirectory, OutputFile
 from weightpkg.convert.genai import DecoderConfig, genai_config
 from weightpkg.convert.graph import DATA_FILE, Graph, Value
 from weightpkg.convert.hf_config import HFConfig
 from weightpkg.convert.hf_tokenizer import read_tokenizer
 from weightpkg.convert.packed import Packing, read_packed
 from weightpkg.convert.packings import read_packing
-from weightpkg.convert.quantize import Quantization, quantizer
+from weightpkg.convert.quantize import quantizer
 from weightpkg.convert.sentence import (
     add_sentence_embedding,
     read_max_length,
     read_sentence_head,
 )
 from weightpkg.convert.weights import Weights, read_safetensors
-from weightpkg.digest import Digest
+from weightpkg.digest import hash_file
 from weightpkg.errors import TensorMismatchError, UnsupportedArchitectureError, shown
 from weightpkg.formats.checkpoint import Checkpoint
+from weightpkg.formats.checkpoint_files import is_checkpoint_file, is_weights
 from weightpkg.formats.safetensors import SafetensorsCheckpoint
 from weightpkg.progress import Progress
 
 _EMBEDDINGS = ("model.embed_tokens.weight",)
 _HEAD = "lm_head.weight"
 """Canonical names."""
-
-PlaceFile = Callable[[Path, Path], None]
-"""Puts the first file where the second path says; it must not change from then on."""
 
 
 class CheckpointConfig(Protocol):
@@ -91,51 +88,49 @@ class Encoder(Architecture, Protocol):
         """Add the whole model to the graph; return its last hidden state and attention mask."""
 
 
-def convert_checkpoint(
-    checkpoint: Checkpoint,
-    digests: Mapping[str, Digest],
-    directory: Path,
-    progress: Progress,
-    place: PlaceFile,
-    *,
-    quantization: Quantization | None = None,
-) -> Conversion:
+def convert(job: Job, directory: Path, progress: Progress) -> Conversion:
     """Convert a checkpoint.
 
     Args:
-        checkpoint: its files.
-        digests: their SHA-256 by name, for the manifest; not checked here.
+        job: its files; those that are not known by name are left alone.
         directory: an empty directory; on an error, what was written is left to the caller.
         progress: told of the bytes of weights as they are written.
-        place: puts a file of weights that the graph points into in the directory.
-        quantization: what to make of dense matrices; None leaves them as they are.
 
     Raises:
         FormatError: a file is malformed.
         ConvertError: the checkpoint is well-formed and not one that can be converted.
     """
+    sources = {source.name: source for source in job.sources if is_checkpoint_file(source.name)}
+    checkpoint = Checkpoint(job.name, {name: source.path for name, source in sources.items()})
     config = HFConfig(f"{checkpoint.name}/config.json", checkpoint.fields("config.json"))
     kind = config.get("model_type", str)
     architecture = _architecture(config, kind)
     graph, output = Graph(kind), ModelDirectory(directory)
     with checkpoint.open_weights() as tensors:
         weights = _read_weights(tensors, architecture, read_packing(config))
-        if quantization is not None:
-            weights = weights.changed(quantizer(quantization))
+        if job.quantization is not None:
+            weights = weights.changed(quantizer(job.quantization))
         build = _build_encoder if kind in ENCODERS else _build_decoder
         documents = build(graph, checkpoint, config, architecture, weights)
         weights.finish()
-        _write_data(graph, checkpoint, output, progress, place)
+        _write_data(graph, checkpoint, output, progress)
         source_size = sum(checkpoint.files[name].stat().st_size for name in tensors.files)
-    options = {} if quantization is None else {"quantize": quantization}
-    key = conversion_key(
-        [digests[name] for name in checkpoint.files], [f"{k}={v}" for k, v in options.items()]
-    )
-    output.write("model.onnx", graph.model({"weightpkg.conversion": key}))
+    for name in graph.locations:
+        output.expect(_as_it_is(sources[name]))
+    output.write("model.onnx", graph.model({"weightpkg.conversion": job.key}))
     for name, content in documents.items():
         output.write(name, content)
-    files = output.finish({**_provenance(kind, checkpoint, digests), **options})
-    return Conversion(kind, source_size, files, frozenset(graph.locations))
+    placed = frozenset(graph.locations)
+    options = {} if job.quantization is None else {"quantize": job.quantization}
+    used = [name for name in checkpoint.files if name in tensors.files or not is_weights(name)]
+    rows = [_row(kind, sources[name], is_placed=name in placed) for name in used]
+    files = output.finish({"converter-version": CONVERTER_VERSION, "sources": rows, **options})
+    return Conversion(kind, source_size, files, placed)
+
+
+def _as_it_is(source: SourceFile) -> OutputFile:
+    digest = source.blake3 or hash_file(source.path, "blake3")
+    return OutputFile(source.name, source.path.stat().st_size, digest)
 
 
 def _architecture(config: HFConfig, kind: str) -> Architecture:
@@ -158,22 +153,15 @@ def _read_weights(
 
 
 def _write_data(
-    graph: Graph,
-    checkpoint: Checkpoint,
-    output: ModelDirectory,
-    progress: Progress,
-    place: PlaceFile,
+    graph: Graph, checkpoint: Checkpoint, output: ModelDirectory, progress: Progress
 ) -> None:
-    """Write what is not in the checkpoint as it is, and have the files placed that are."""
+    """Write what is not in the checkpoint as it is."""
     if graph.data_size:
         with (
             progress.task(f"converting {checkpoint.name}", graph.data_size) as advance,
             output.create(DATA_FILE, advance) as data,
         ):
             graph.write_data(data)
-    for name in graph.locations:
-        place(checkpoint.files[name], output.path / name)
-        output.adopt(name)
 
 
 def _build_decoder(
@@ -224,9 +212,7 @@ def _build_encoder(
     return tokenizer.files()
 
 
-def _provenance(
-    kind: str, checkpoint: Checkpoint, digests: Mapping[str, Digest]
-) -> dict[str, object]:
-    common = {"format": "safetensors", "architecture": kind}
-    sources = [{"path": f, "sha256": digests[f].hex, **common} for f in checkpoint.files]
-    return {"converter-version": CONVERTER_VERSION, "sources": sources}
+def _row(kind: str, source: SourceFile, *, is_placed: bool) -> dict[str, object]:
+    row = {"path": source.name, "sha256": source.digest.hex}
+    placed = {"in-place": True} if is_placed else {}
+    return {**row, "format": "safetensors", "architecture": kind, **placed}

@@ -12,13 +12,13 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from weightpkg.convert import SourceFile
+from weightpkg.convert import Job
 from weightpkg.convert.directory import Conversion
 from weightpkg.convert.limits import Limits
 from weightpkg.convert.messages import Request, load_conversion, load_error
@@ -34,8 +34,7 @@ _KEPT_VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 
 
 def convert(
-    form: str,
-    sources: Sequence[SourceFile],
+    job: Job,
     directory: Path,
     progress: Progress,
     *,
@@ -44,8 +43,7 @@ def convert(
     """Convert files to a model directory in a child process.
 
     Args:
-        form: one of `convert.FORMATS`.
-        sources: the files; their digests, for the manifest, are not checked here.
+        job: the files; their digests, for the manifest, are not checked here.
         directory: an empty directory; on an error, what was written is left to the caller.
         progress: told of the bytes of weights as they are written.
         limits: what the process may use; what `Limits.for_size` gives if not given.
@@ -55,9 +53,9 @@ def convert(
         ConvertError: a file cannot be converted, or the process did not live to its end.
         OSError: a file cannot be read, or the directory not written.
     """
-    size = sum(source.path.stat().st_size for source in sources)
-    request = Request(form, tuple(sources), directory, limits or Limits.for_size(size))
-    name = sources[0].name
+    sizes = [source.path.stat().st_size for source in job.sources]
+    request = Request(job, directory, limits or Limits.for_size(sum(sizes), len(sizes)))
+    name = job.name
     with (
         _process(name) as process,
         _Clock(process, request.limits.wall_s) as clock,

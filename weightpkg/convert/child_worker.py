@@ -10,19 +10,19 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn, TextIO
 
-from weightpkg.convert import SourceFile
+from weightpkg.convert import Job
 from weightpkg.convert.directory import Conversion
 from weightpkg.convert.limits import cut_off, forbid, fullest
 from weightpkg.convert.messages import Request, dump_conversion, dump_error
 from weightpkg.errors import WeightpkgError
 from weightpkg.progress import Advance, Progress
 
-Work = Callable[[Sequence[SourceFile], Path, Progress], Conversion]
+Work = Callable[[Job, Path, Progress], Conversion]
 
 _SAID_AT_ONCE = 1024 * 1024
 
@@ -66,17 +66,29 @@ class Channel:
 
 def load_work(form: str) -> Work:
     """Import what converts a format, and return it."""
-    if form == "onnx":
-        from weightpkg.convert import published  # noqa: PLC0415  what it imports has threads
+    return {"gguf": _load_gguf, "onnx": _load_onnx, "safetensors": _load_safetensors}[form]()
 
-        return published.convert
-    from weightpkg.convert import pipeline  # noqa: PLC0415  the same
 
-    def convert(sources: Sequence[SourceFile], directory: Path, progress: Progress) -> Conversion:
-        (source,) = sources
+def _load_gguf() -> Work:
+    from weightpkg.convert import pipeline  # noqa: PLC0415  what it imports has threads
+
+    def convert(job: Job, directory: Path, progress: Progress) -> Conversion:
+        (source,) = job.sources
         return pipeline.convert(source.path, source.digest, directory, progress, name=source.name)
 
     return convert
+
+
+def _load_onnx() -> Work:
+    from weightpkg.convert import published  # noqa: PLC0415  the same
+
+    return lambda job, directory, progress: published.convert(job.sources, directory, progress)
+
+
+def _load_safetensors() -> Work:
+    from weightpkg.convert import checkpoints  # noqa: PLC0415  the same
+
+    return checkpoints.convert
 
 
 def main(load: Callable[[str], Work] = load_work) -> NoReturn:
@@ -88,7 +100,7 @@ def main(load: Callable[[str], Work] = load_work) -> NoReturn:
     request = Request.load(sys.stdin.readline())
     channel = Channel(_take_stdout())
     cut_off()
-    work = load(request.form)
+    work = load(request.job.form)
     request.limits.apply()
     forbid()
     try:
@@ -100,7 +112,7 @@ def main(load: Callable[[str], Work] = load_work) -> NoReturn:
 
 def _answer(work: Work, request: Request, channel: Channel) -> tuple[object, ...]:
     try:
-        done = work(request.sources, request.directory, channel)
+        done = work(request.job, request.directory, channel)
     except WeightpkgError as error:
         return ("error", *dump_error(error))
     except MemoryError:

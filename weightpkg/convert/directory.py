@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 import tomli_w
 from blake3 import blake3
 
-from weightpkg.digest import Digest, hash_file
+from weightpkg.digest import Digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,7 +39,7 @@ class Conversion:
     """What a conversion did.
 
     architecture: the GGUF name or `model_type`, or `onnx` for what was ONNX already.
-    placed: files of the source that were not written again.
+    placed: files of the source that belong into the directory as they are; the caller puts them there.
     """
 
     architecture: str
@@ -136,10 +136,9 @@ class ModelDirectory:
             yield file
         self._files.append(OutputFile(name, file.size, file.digest))
 
-    def adopt(self, name: str) -> None:
-        """Take up a file that someone else put there."""
-        path = self.path / name
-        self._files.append(OutputFile(name, path.stat().st_size, hash_file(path, "blake3")))
+    def expect(self, file: OutputFile) -> None:
+        """Count on a file that the caller of the conversion puts there."""
+        self._files.append(file)
 
     def finish(self, provenance: Mapping[str, object]) -> tuple[OutputFile, ...]:
         """Write the manifest: where the model comes from, and every file; return the files."""

@@ -51,11 +51,11 @@ class Limits:
     cpu_s: int
     wall_s: float
     file_size: int
-    open_files: int = 64
+    open_files: int
 
     @classmethod
-    def for_size(cls, size: int) -> Limits:
-        """Return generous limits for sources of `size` bytes.
+    def for_size(cls, size: int, n_files: int = 1) -> Limits:
+        """Return generous limits for sources of `size` bytes in all.
 
         They are mapped, which counts as address space. A weight of 1.6 bits in a file has 9 in the
         output, and an embedding may be there twice.
@@ -65,6 +65,7 @@ class Limits:
             cpu_s=_START_S + size // _BYTES_PER_CPU_S,
             wall_s=_START_S + size // _BYTES_PER_WALL_S,
             file_size=12 * size + _GIB,
+            open_files=64 + n_files,
         )
 
     def apply(self) -> None:

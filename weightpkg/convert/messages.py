@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from weightpkg import errors
-from weightpkg.convert import SourceFile
+from weightpkg.convert import Job, SourceFile
 from weightpkg.convert.directory import Conversion, OutputFile
 from weightpkg.convert.limits import Limits
 from weightpkg.digest import Digest
@@ -28,24 +28,36 @@ from weightpkg.errors import ConvertError, WeightpkgError
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One conversion. form: one of `convert.FORMATS`; directory: an empty one."""
+    """One conversion. directory: an empty one."""
 
-    form: str
-    sources: tuple[SourceFile, ...]
+    job: Job
     directory: Path
     limits: Limits
 
     def dump(self) -> str:
         """Return it as a line."""
-        sources = [[str(s.path), str(s.digest), s.name] for s in self.sources]
-        return json.dumps([self.form, sources, str(self.directory), asdict(self.limits)]) + "\n"
+        job = self.job
+        sources = [_dump_source(source) for source in job.sources]
+        fields = [job.form, job.name, sources, job.quantization]
+        return json.dumps([fields, str(self.directory), asdict(self.limits)]) + "\n"
 
     @classmethod
     def load(cls, line: str) -> Request:
         """Read a line of `dump`."""
-        form, sources, directory, limits = json.loads(line)
-        files = tuple(SourceFile(Path(p), Digest.parse(d), name) for p, d, name in sources)
-        return cls(form, files, Path(directory), Limits(**limits))
+        (form, name, sources, quantization), directory, limits = json.loads(line)
+        job = Job(form, name, tuple(map(_load_source, sources)), quantization)
+        return cls(job, Path(directory), Limits(**limits))
+
+
+def _dump_source(source: SourceFile) -> list[str | None]:
+    blake3 = str(source.blake3) if source.blake3 else None
+    return [str(source.path), str(source.digest), source.name, blake3]
+
+
+def _load_source(fields: list[Any]) -> SourceFile:
+    path, digest, name, blake3 = fields
+    known = Digest.parse(blake3) if blake3 else None
+    return SourceFile(Path(path), Digest.parse(digest), name, known)
 
 
 def dump_conversion(conversion: Conversion) -> dict[str, Any]:

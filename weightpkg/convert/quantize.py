@@ -19,14 +19,13 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from weightpkg.convert import Quantization
 from weightpkg.convert.weights import Weight
 from weightpkg.errors import ConvertError
 from weightpkg.tensor import BlockLayout, Blocks, DenseLayout
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-Quantization = Literal["q4", "q8"]
 
 BLOCK_SIZE = 32
 

@@ -2,41 +2,26 @@
 
 A checkpoint is files by name, wherever they lie; only those that are known by name are ever opened.
 Weights are read from safetensors files alone: a directory that has only pickles is refused.
-https://huggingface.co/docs/transformers/v4.57.0/main_classes/configuration
-https://www.sbert.net/docs/sentence_transformer/usage/custom_models.html (modules.json)
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from weightpkg.errors import CheckpointError, SafetensorsError
-from weightpkg.formats.json_text import JSON, MAX_MARKS, read_json
-from weightpkg.formats.mapped import map_file
-from weightpkg.formats.safetensors import (
+from weightpkg.formats.checkpoint_files import (
+    DOCUMENTS,
     INDEX_FILE,
     SINGLE_FILE,
-    SafetensorsCheckpoint,
-    SafetensorsFile,
-    find_weights,
+    is_module_config,
 )
+from weightpkg.formats.json_text import JSON, MAX_MARKS, read_json
+from weightpkg.formats.mapped import map_file
+from weightpkg.formats.safetensors import SafetensorsCheckpoint, SafetensorsFile, find_weights
 from weightpkg.formats.strangers import refuse_pickle
 
 MAX_DOCUMENT_SIZE = 1024 * 1024
-
-_DOCUMENTS = (
-    "chat_template.jinja",
-    "config.json",
-    "generation_config.json",
-    "modules.json",
-    "sentence_bert_config.json",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-)
-_MODULE_CONFIG = re.compile(r"\d{1,3}_[A-Za-z]{1,32}/config\.json\Z")
 
 
 class Checkpoint:
@@ -49,14 +34,14 @@ class Checkpoint:
 
     @classmethod
     def find(cls, path: Path) -> Checkpoint:
-        """Find the files that are known by name.
+        """Find the files that are known by name; none is opened.
 
         Args:
             path: a directory, or the one of its weights files that is meant: a safetensors file or
                 the index of several.
 
         Raises:
-            SafetensorsError: there are no weights, or more than one set.
+            SafetensorsError: there are no weights, or more than one set, or they are no file.
             PickleError: all the weights that there are would be pickles.
         """
         directory = path if path.is_dir() else path.parent
@@ -65,13 +50,14 @@ class Checkpoint:
         except SafetensorsError:
             _refuse_pickles(directory)
             raise
+        if not weights.is_file():  # opening a pipe would wait for a writer
+            raise SafetensorsError(str(weights), "file", "is not a regular file")
         name = str(path)
-        files = {entry: directory / entry for entry in _DOCUMENTS if (directory / entry).is_file()}
+        files = {entry: directory / entry for entry in DOCUMENTS if (directory / entry).is_file()}
         files |= _module_configs(directory)
         if weights.suffix != ".json":
             return cls(name, {**files, SINGLE_FILE: weights})
-        with SafetensorsCheckpoint.open_index(weights, name=name) as opened:
-            shards = {shard: directory / shard for shard in opened.files}
+        shards = {p.name: p for p in directory.glob("*.safetensors") if p.name != SINGLE_FILE}
         return cls(name, {**files, **shards, INDEX_FILE: weights})
 
     def __contains__(self, name: str) -> bool:
@@ -143,7 +129,7 @@ def _module_configs(directory: Path) -> Iterator[tuple[str, Path]]:
     """Yield the configurations of the parts that sentence-transformers puts a model together of."""
     for path in sorted(directory.glob("*/config.json")):
         name = path.relative_to(directory).as_posix()
-        if _MODULE_CONFIG.match(name) and path.is_file():
+        if is_module_config(name) and path.is_file():
             yield name, path
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from weightpkg.errors import SafetensorsError, shown
+from weightpkg.formats.checkpoint_files import INDEX_FILE, SINGLE_FILE
 from weightpkg.formats.json_text import JSON, read_json
 from weightpkg.formats.mapped import forget, map_file
 from weightpkg.formats.safetensors_header import (
@@ -40,8 +41,6 @@ __all__ = [
     "read_index",
 ]
 
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 MAX_INDEX_SIZE = 25_000_000
 
 _INDEX_FIELDS = {"metadata", "weight_map"}
