@@ -43,6 +43,9 @@ DECODERS = {
     "mistral": "llama",
     "qwen2": "qwen2",
     "qwen3": "qwen3",
+    "gemma2": "gemma2",
+    "gemma3": "gemma3",
+    "gemma3_text": "gemma3",
 }
 ENCODERS = {"bert": "bert"}
 """The same for `model_type` of a checkpoint's config.json."""
