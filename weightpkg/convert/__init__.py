@@ -46,6 +46,11 @@ DECODERS = {
     "gemma2": "gemma2",
     "gemma3": "gemma3",
     "gemma3_text": "gemma3",
+    "phi3": "phi3",
+    "granite": "granite",
+    "olmo2": "olmo2",
+    "olmo3": "olmo2",
+    "smollm3": "smollm3",
 }
 ENCODERS = {"bert": "bert"}
 """The same for `model_type` of a checkpoint's config.json."""
