@@ -51,6 +51,10 @@ DECODERS = {
     "olmo2": "olmo2",
     "olmo3": "olmo2",
     "smollm3": "smollm3",
+    "gpt2": "gpt2",
+    "stablelm": "stablelm",
+    "starcoder2": "starcoder2",
+    "falcon": "falcon",
 }
 ENCODERS = {"bert": "bert"}
 """The same for `model_type` of a checkpoint's config.json."""
