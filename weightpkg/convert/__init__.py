@@ -53,6 +53,18 @@ DECODERS = {
     "mistral": "llama",
     "qwen2": "qwen2",
     "qwen3": "qwen3",
+    "gemma2": "gemma2",
+    "gemma3": "gemma3",
+    "gemma3_text": "gemma3",
+    "phi3": "phi3",
+    "granite": "granite",
+    "olmo2": "olmo2",
+    "olmo3": "olmo2",
+    "smollm3": "smollm3",
+    "gpt2": "gpt2",
+    "stablelm": "stablelm",
+    "starcoder2": "starcoder2",
+    "falcon": "falcon",
 }
 ENCODERS = {
     "bert": "bert",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import Protocol, Self, cast
+from typing import Protocol, Self, cast, runtime_checkable
 
 from weightpkg.convert import CONVERTER_VERSION, DECODERS, ENCODERS, Job, SourceFile
 from weightpkg.convert.directory import Conversion, ModelDirectory, OutputFile
@@ -24,7 +24,7 @@ from weightpkg.convert.sentence import (
     read_max_length,
     read_sentence_head,
 )
-from weightpkg.convert.weights import Weights, read_safetensors
+from weightpkg.convert.weights import Weight, Weights, read_safetensors
 from weightpkg.digest import hash_file
 from weightpkg.errors import TensorMismatchError, UnsupportedArchitectureError, shown
 from weightpkg.formats.checkpoint import Checkpoint
@@ -32,7 +32,11 @@ from weightpkg.formats.checkpoint_files import is_checkpoint_file, is_weights
 from weightpkg.formats.safetensors import SafetensorsCheckpoint
 from weightpkg.progress import Progress
 
-_EMBEDDINGS = ("model.embed_tokens.weight",)
+_EMBEDDINGS = (
+    "model.embed_tokens.weight",
+    "transformer.wte.weight",
+    "transformer.word_embeddings.weight",
+)
 _HEAD = "lm_head.weight"
 """Canonical names."""
 
@@ -65,6 +69,14 @@ class Architecture(Protocol):
 
     def canonical_name(self, name: str, /) -> str | None:
         """Return a tensor's canonical name, None if there is no use for it."""
+
+
+@runtime_checkable
+class Rearranging(Protocol):
+    """What a module has as well if GGUF, and so `build`, has tensors in another form."""
+
+    def canonical_weight(self, weight: Weight, /) -> Weight:
+        """Return a tensor of a checkpoint in that form."""
 
 
 class Decoder(Architecture, Protocol):
@@ -148,8 +160,12 @@ def _read_weights(
     tensors: SafetensorsCheckpoint, architecture: Architecture, packing: Packing | None
 ) -> Weights:
     if packing is None:
-        return read_safetensors(tensors, architecture.canonical_name)
-    return read_packed(tensors, architecture.canonical_name, packing)
+        weights = read_safetensors(tensors, architecture.canonical_name)
+    else:
+        weights = read_packed(tensors, architecture.canonical_name, packing)
+    if isinstance(architecture, Rearranging):
+        return weights.changed(architecture.canonical_weight)
+    return weights
 
 
 def _write_data(

@@ -301,13 +301,7 @@ def reorder_rows(
     """
 
     def rows(start: int, stop: int) -> Blocks | NDArray[np.float32]:
-        values = weight.rows(start, stop)
-        if not isinstance(values, Blocks):
-            return apply(values).astype(np.float32, copy=False)
-        offset = None if values.offset is None else apply(values.offset).astype(np.float32)
-        q = apply(values.q).astype(np.uint8, copy=False)
-        scale = apply(values.scale).astype(np.float32, copy=False)
-        return Blocks(values.layout, q, scale, offset)
+        return _changed_rows(weight.rows(start, stop), apply)
 
     def apply(values: NDArray[np.generic]) -> NDArray[np.generic]:
         grouped = values.reshape(-1, group, *values.shape[1:])
@@ -350,6 +344,35 @@ _BUFFER = re.compile(r"(.+\.)?rotary_emb\.(cos_cached|inv_freq|sin_cached)")
 def without_buffers(name: str) -> str | None:
     """Return a checkpoint's name for a tensor; None if the configuration says what is in it."""
     return None if _BUFFER.fullmatch(name) else name
+
+
+def part_of_groups(weight: Weight, group: int, first: int, last: int) -> Weight:
+    """Return rows from first to last of each `group` of rows of a weight (N, ...)."""
+    size = last - first
+
+    def rows(start: int, stop: int) -> Blocks | NDArray[np.float32]:
+        whole = weight.rows(start // size * group, stop // size * group)
+        return _changed_rows(whole, apply)
+
+    def apply(values: NDArray[np.generic]) -> NDArray[np.generic]:
+        grouped = values.reshape(-1, group, *values.shape[1:])
+        return grouped[:, first:last].reshape(-1, *values.shape[1:])
+
+    shape = (weight.shape[0] // group * size, *weight.shape[1:])
+    name = f"{weight.name}.{first}"
+    return replace(weight, name=name, shape=shape, rows=rows, row_step=size, place=None)
+
+
+def _changed_rows(
+    values: Blocks | NDArray[np.float32],
+    apply: Callable[[NDArray[np.generic]], NDArray[np.generic]],
+) -> Blocks | NDArray[np.float32]:
+    if not isinstance(values, Blocks):
+        return apply(values).astype(np.float32, copy=False)
+    offset = None if values.offset is None else apply(values.offset).astype(np.float32)
+    q = apply(values.q).astype(np.uint8, copy=False)
+    scale = apply(values.scale).astype(np.float32, copy=False)
+    return Blocks(values.layout, q, scale, offset)
 
 
 def undo_rotary_permutation(weight: Weight, head_size: int) -> Weight:

@@ -1,7 +1,7 @@
 """Gemma 2: norms before and after attention and feed-forward, GELU gates, capped logits.
 
 Embeddings are multiplied by the root of their size. Every other layer sees a window of the text.
-The norms' weights in GGUF have the 1 in them that Gemma adds.
+The norms' weights in GGUF have the 1 in them that is added to those of checkpoints.
 https://github.com/huggingface/transformers/blob/v4.57.0/src/transformers/models/gemma2/modeling_gemma2.py
 https://github.com/ggml-org/llama.cpp/blob/0c1e57098bba43ac29e6e3b677cdceebdd22334f/src/models/gemma2.cpp
 """
@@ -12,13 +12,19 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from weightpkg.convert import blocks, hyperparameters, rope
+from weightpkg.convert.hf_config import HFConfig
+from weightpkg.convert.hf_decoder import read_rope, read_sizes, read_windowed
 from weightpkg.convert.hyperparameters import Hyperparameters, embedding_rows
-from weightpkg.convert.weights import expand_names
+from weightpkg.convert.weights import expand_names, plus_one, without_buffers
 
 if TYPE_CHECKING:
     from weightpkg.convert.graph import Graph, Value
     from weightpkg.convert.weights import Weight, Weights
     from weightpkg.formats.gguf import GGUFFile
+
+
+TIED_BY_DEFAULT = True
+"""Whether the embedding is the head as well, where config.json does not say."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,9 +41,10 @@ class Config:
     max_position_embeddings: int
     rms_norm_eps: float
     rope_theta: float
-    rope_factor: float
+    rope_scaling: rope.AnyScaling
     sliding_window: int
-    query_pre_attn_scalar: int
+    windowed: tuple[bool, ...]
+    query_pre_attn_scalar: float
     attn_logit_softcapping: float
     final_logit_softcapping: float
 
@@ -68,15 +75,51 @@ class Config:
             max_position_embeddings=keys.get("context_length", int),
             rms_norm_eps=keys.get("attention.layer_norm_rms_epsilon", float),
             rope_theta=keys.get("rope.freq_base", float, 10000.0),
-            rope_factor=keys.linear_rope_factor(),
+            rope_scaling=keys.rope_scaling(),
             sliding_window=keys.get("attention.sliding_window", int, 4096),
-            query_pre_attn_scalar=hidden_size // max(1, heads) if is_27b else head_dim,
+            windowed=_every_other(n_layers),
+            query_pre_attn_scalar=float(hidden_size // max(1, heads) if is_27b else head_dim),
             attn_logit_softcapping=keys.get("attn_logit_softcapping", float, 50.0),
             final_logit_softcapping=keys.get("final_logit_softcapping", float, 30.0),
         )
         keys.finish()
         hyperparameters.check(config, file.name)
         return config
+
+    @classmethod
+    def from_hf(cls, config: HFConfig) -> Config:
+        """Read config.json.
+
+        Raises:
+            CheckpointError: a key is missing or of the wrong type.
+            UnsupportedArchitectureError: a key changes the mathematics in a way not known here.
+        """
+        config.require("num_key_value_heads", "head_dim")
+        config.expect("architectures", ["Gemma2ForCausalLM"])
+        for key in ("hidden_act", "hidden_activation"):
+            config.expect(key, "gelu_pytorch_tanh")
+        config.ignore("cache_implementation")
+        sizes = read_sizes(config)
+        theta, scaling = read_rope(config)
+        found = cls(
+            **sizes,
+            rms_norm_eps=config.number("rms_norm_eps"),
+            rope_theta=theta,
+            rope_scaling=scaling,
+            sliding_window=config.get("sliding_window", int),
+            windowed=read_windowed(config, _every_other(sizes["num_hidden_layers"])),
+            query_pre_attn_scalar=config.positive("query_pre_attn_scalar"),
+            attn_logit_softcapping=config.number("attn_logit_softcapping"),
+            final_logit_softcapping=config.number("final_logit_softcapping"),
+        )
+        config.finish()
+        hyperparameters.check(found, config.name)
+        return found
+
+
+def _every_other(n_layers: int) -> tuple[bool, ...]:
+    """Return that the first layer sees a window, the second everything, and so on."""
+    return tuple(i % 2 == 0 for i in range(n_layers))
 
 
 _GGUF_NAMES = {
@@ -96,6 +139,16 @@ _GGUF_LAYER_NAMES = {
     "ffn_down": "mlp.down_proj",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
+
+
+def canonical_name(name: str) -> str | None:
+    """Return the canonical name of a checkpoint's tensor; None if there is no use for it."""
+    return without_buffers(name)
+
+
+def canonical_weight(weight: Weight) -> Weight:
+    """Return a checkpoint's tensor as GGUF has it: norms with the 1 that is added to them."""
+    return plus_one(weight) if weight.name.endswith("norm.weight") else weight
 
 
 def gguf_names(config: Config) -> dict[str, str]:
@@ -118,7 +171,7 @@ def build(graph: Graph, weights: Weights, config: Config) -> None:
     x = blocks.scaled(graph, blocks.embedding(graph, ids, embedding), width**0.5)  # (B, T, E)
     update: Value | None = None
     for i in range(config.num_hidden_layers):
-        inputs = shared if i % 2 else replace(shared, window=config.sliding_window)
+        inputs = replace(shared, window=config.sliding_window) if config.windowed[i] else shared
         x, update = _layer(graph, x, update, weights, config, i, inputs)
 
     norm = weights.take("model.norm.weight", (width,))
@@ -130,9 +183,10 @@ def build(graph: Graph, weights: Weights, config: Config) -> None:
 
 
 def _attention_inputs(graph: Graph, mask: Value, config: Config) -> blocks.AttentionInputs:
-    frequencies = rope.inverse_frequencies(config.rope_theta, config.head_dim) / config.rope_factor
+    scaling, positions = config.rope_scaling, config.max_position_embeddings
+    frequencies = rope.scaled_frequencies(config.rope_theta, config.head_dim, scaling)
     last, total = blocks.attention_lengths(graph, mask)
-    cos, sin = blocks.rotary_tables(graph, frequencies, config.max_position_embeddings)
+    cos, sin = blocks.rotary_tables(graph, frequencies, positions, scaling.attention_factor)
     return blocks.AttentionInputs(
         last,
         total,

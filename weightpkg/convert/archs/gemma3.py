@@ -1,8 +1,9 @@
 """Gemma 3 (text): norms before and after each part, local and global attention.
 
 The embedding is scaled by the root of its width. Attention and MLP each have an RMS norm before and
-one after them (GGUF weights have the 1 added already), queries and keys one of each head. Five layers
+one after them (weights in GGUF have the 1 in them that is added to those of checkpoints), queries and keys one of each head. Five layers
 of six see only a window and rotate by a base of their own. GeGLU; the head may have weights.
+Of a model that takes images as well, this is the part for text; the rest is left out.
 https://github.com/huggingface/transformers/blob/v4.57.0/src/transformers/models/gemma3/modeling_gemma3.py
 https://github.com/ggml-org/llama.cpp/blob/0c1e57098/src/models/gemma3.cpp (keys, names, defaults)
 """
@@ -10,17 +11,43 @@ https://github.com/ggml-org/llama.cpp/blob/0c1e57098/src/models/gemma3.cpp (keys
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from weightpkg.convert import blocks, hyperparameters, rope, rotary
+from weightpkg.convert.hf_config import HFConfig
+from weightpkg.convert.hf_decoder import read_rope, read_sizes, read_two_ropes, read_windowed
 from weightpkg.convert.hyperparameters import Hyperparameters, embedding_rows
-from weightpkg.convert.weights import expand_names
+from weightpkg.convert.weights import expand_names, plus_one, without_buffers
 
 if TYPE_CHECKING:
     from weightpkg.convert.graph import Graph, Value
     from weightpkg.convert.weights import Weight, Weights
     from weightpkg.formats.gguf import GGUFFile
+
+
+# What config.json of a model with images says beside the text model.
+_OF_IMAGES = """
+boi_token_id boi_token_index eoi_token_id eoi_token_index image_token_id image_token_index
+mm_tokens_per_image vision_config
+"""
+_IMAGE_TENSOR = re.compile(r"(model\.)?(multi_modal_projector|vision_tower)\..+")
+
+# Of transformers 4 and 5; a model with images leaves out what is so.
+_DEFAULTS = {
+    "vocab_size": 262208,
+    "max_position_embeddings": 131072,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "rms_norm_eps": 1e-6,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+}
+
+TIED_BY_DEFAULT = True
+"""Whether the embedding is the head as well, where config.json does not say."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,7 +69,7 @@ class Config:
     rms_norm_eps: float
     rope_theta: float
     rope_local_base_freq: float
-    rope_factor: float
+    rope_scaling: rope.AnyScaling
     scaling: float
     sliding_window: int | None
     windowed: tuple[bool, ...]
@@ -78,7 +105,7 @@ class Config:
             rms_norm_eps=keys.get("attention.layer_norm_rms_epsilon", float),
             rope_theta=keys.get("rope.freq_base", float, 10000.0),
             rope_local_base_freq=keys.get("rope.freq_base_swa", float, 10000.0),
-            rope_factor=keys.linear_rope_factor(),
+            rope_scaling=rope.Scaling(factor=keys.linear_rope_factor()),
             scaling=keys.get("attention.scale", float, 1 / math.sqrt(max(1, scaled_size))),
             sliding_window=window,
             windowed=windowed if window else (False,) * n_layers,
@@ -86,6 +113,61 @@ class Config:
         keys.finish()
         hyperparameters.check(config, file.name)
         return config
+
+    @classmethod
+    def from_hf(cls, config: HFConfig) -> Config:
+        """Read config.json.
+
+        Raises:
+            CheckpointError: a key is missing or of the wrong type.
+            UnsupportedArchitectureError: a key changes the mathematics in a way not known here.
+        """
+        text = config
+        if config.get("model_type", str) == "gemma3":
+            config.expect("architectures", ["Gemma3ForConditionalGeneration"])
+            config.ignore(*_OF_IMAGES.split())
+            text = config.group("text_config") or HFConfig(config.name, {})
+            text.expect("tie_word_embeddings", True)
+            config.finish()
+        return cls._from_text(text)
+
+    @classmethod
+    def _from_text(cls, config: HFConfig) -> Config:
+        config.assume(_DEFAULTS)
+        config.expect("architectures", ["Gemma3ForCausalLM"], ["Gemma3TextModel"])
+        config.expect("hidden_activation", "gelu_pytorch_tanh")
+        config.ignore("cache_implementation")
+        sizes = read_sizes(config)
+        period = config.get("sliding_window_pattern", int, 6)
+        if period < 1:
+            raise config.unsupported(f"`sliding_window_pattern` is {period}")
+        default = [(i + 1) % period != 0 for i in range(sizes["num_hidden_layers"])]
+        (theta, scaling), local_theta = _read_ropes(config)
+        found = cls(
+            **sizes,
+            rms_norm_eps=config.number("rms_norm_eps"),
+            rope_theta=theta,
+            rope_local_base_freq=local_theta,
+            rope_scaling=scaling,
+            scaling=1 / math.sqrt(config.positive("query_pre_attn_scalar")),
+            sliding_window=config.get("sliding_window", int),
+            windowed=read_windowed(config, default),
+        )
+        config.finish()
+        hyperparameters.check(found, config.name)
+        return found
+
+
+def _read_ropes(config: HFConfig) -> tuple[tuple[float, rope.AnyScaling], float]:
+    """Return base and scaling of layers without a window, and the base of those with one."""
+    ropes = read_two_ropes(config)
+    if ropes is None:
+        local_theta = config.number("rope_local_base_freq", 10000.0)
+        ropes = read_rope(config, 1e6), (local_theta, rope.Scaling())
+    full, (local_theta, local_scaling) = ropes
+    if local_scaling != rope.Scaling() or full[1].attention_factor != 1:
+        raise config.unsupported("such rope scaling is not handled in this architecture")
+    return full, local_theta
 
 
 def _windowed(file: GGUFFile, keys: Hyperparameters, n_layers: int) -> tuple[bool, ...]:
@@ -122,6 +204,18 @@ _GGUF_LAYER_NAMES = {
     "ffn_down": "mlp.down_proj",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
+
+
+def canonical_name(name: str) -> str | None:
+    """Return the canonical name of a checkpoint's tensor; None if there is no use for it."""
+    if _IMAGE_TENSOR.fullmatch(name):
+        return None
+    return without_buffers(name.replace("language_model.", "", 1))
+
+
+def canonical_weight(weight: Weight) -> Weight:
+    """Return a checkpoint's tensor as GGUF has it: norms with the 1 that is added to them."""
+    return plus_one(weight) if weight.name.endswith("norm.weight") else weight
 
 
 def gguf_names(config: Config) -> dict[str, str]:
@@ -163,7 +257,7 @@ def _attention_inputs(
     heads = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     full = blocks.AttentionInputs(last, total, None, None, *heads, scale=config.scaling)
     frequencies = [
-        rope.inverse_frequencies(config.rope_theta, config.head_dim) / config.rope_factor,
+        rope.scaled_frequencies(config.rope_theta, config.head_dim, config.rope_scaling),
         rope.inverse_frequencies(config.rope_local_base_freq, config.head_dim),
     ]
     everywhere, local = rotary.rotations(

@@ -1,25 +1,40 @@
 """GPT-2: learned positions, layer norms and biases everywhere, a feed-forward with GELU.
 
-q, k and v are one matrix. Matrices are (out, in), as llama.cpp's converter turns them round.
+q, k and v are one matrix. Matrices are (out, in): in checkpoints they are (in, out), and llama.cpp's
+converter turns them round.
 https://github.com/huggingface/transformers/blob/v4.57.0/src/transformers/models/gpt2/modeling_gpt2.py
 https://github.com/ggml-org/llama.cpp/blob/0c1e57098bba43ac29e6e3b677cdceebdd22334f/src/models/gpt2.cpp
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from weightpkg.convert import blocks, hyperparameters
+from weightpkg.convert.hf_config import HFConfig
+from weightpkg.convert.hf_decoder import read_layers
 from weightpkg.convert.hyperparameters import Hyperparameters, embedding_rows
-from weightpkg.convert.weights import expand_names
+from weightpkg.convert.weights import expand_names, transposed
 
 if TYPE_CHECKING:
     from weightpkg.convert.graph import Graph, Value
     from weightpkg.convert.weights import Weight, Weights
     from weightpkg.formats.gguf import GGUFFile
+
+
+# What is computed from the configuration, and was written out all the same.
+_MASK = re.compile(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)")
+
+_OF_CLASSIFIERS = """
+summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj
+"""
+
+TIED_BY_DEFAULT = True
+"""Whether the embedding is the head as well, where config.json does not say."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +79,35 @@ class Config:
         hyperparameters.check(config, file.name)
         return config
 
+    @classmethod
+    def from_hf(cls, config: HFConfig) -> Config:
+        """Read config.json.
+
+        Raises:
+            CheckpointError: a key is missing or of the wrong type.
+            UnsupportedArchitectureError: a key changes the mathematics in a way not known here.
+        """
+        config.expect("architectures", ["GPT2LMHeadModel"])
+        config.expect("activation_function", "gelu_new", "gelu_pytorch_tanh")
+        config.expect("scale_attn_weights", True)
+        config.ignore("attn_pdrop", "reorder_and_upcast_attn")
+        config.ignore("n_ctx", *_OF_CLASSIFIERS.split())
+        heads, hidden_size = config.get("n_head", int), config.get("n_embd", int)
+        found = cls(
+            vocab_size=config.get("vocab_size", int),
+            hidden_size=hidden_size,
+            intermediate_size=config.get("n_inner", int, 4 * hidden_size),
+            num_hidden_layers=read_layers(config, "n_layer"),
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            head_dim=hidden_size // max(1, heads),
+            max_position_embeddings=config.get("n_positions", int),
+            layer_norm_epsilon=config.number("layer_norm_epsilon"),
+        )
+        config.finish()
+        hyperparameters.check(found, config.name)
+        return found
+
 
 _GGUF_NAMES = {
     "token_embd": "transformer.wte",
@@ -79,6 +123,19 @@ _GGUF_LAYER_NAMES = {
     "ffn_up": "mlp.c_fc",
     "ffn_down": "mlp.c_proj",
 }
+
+
+def canonical_name(name: str) -> str | None:
+    """Return the canonical name of a checkpoint's tensor; None if there is no use for it."""
+    if not name.startswith(("transformer.", "lm_head.")):
+        name = f"transformer.{name}"  # checkpoints of the model without its head
+    return None if _MASK.fullmatch(name) else name
+
+
+def canonical_weight(weight: Weight) -> Weight:
+    """Return a checkpoint's tensor as GGUF has it: the layers' matrices are stored columns first."""
+    is_turned = ".c_" in weight.name and weight.name.endswith("weight")
+    return transposed(weight) if is_turned else weight
 
 
 def gguf_names(config: Config) -> dict[str, str]:

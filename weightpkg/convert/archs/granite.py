@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from weightpkg.convert import blocks, hyperparameters, rope
+from weightpkg.convert.hf_config import HFConfig
+from weightpkg.convert.hf_decoder import read_rope, read_sizes
 from weightpkg.convert.hyperparameters import Hyperparameters, embedding_rows
-from weightpkg.convert.weights import expand_names, undo_rotary_permutation
+from weightpkg.convert.weights import expand_names, undo_rotary_permutation, without_buffers
 
 if TYPE_CHECKING:
     from weightpkg.convert.graph import Graph, Value
@@ -19,9 +21,16 @@ if TYPE_CHECKING:
     from weightpkg.formats.gguf import GGUFFile
 
 
+TIED_BY_DEFAULT = False
+"""Whether the embedding is the head as well, where config.json does not say."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
-    """The fields of config.json that shape the graph."""
+    """The fields of config.json that shape the graph.
+
+    is_interleaved: whether rows of q and k are in the order that ggml wants.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -33,11 +42,12 @@ class Config:
     max_position_embeddings: int
     rms_norm_eps: float
     rope_theta: float
-    rope_factor: float
+    rope_scaling: rope.AnyScaling
     embedding_multiplier: float
     attention_multiplier: float
     residual_multiplier: float
     logits_scaling: float
+    is_interleaved: bool
 
     @classmethod
     def from_gguf(cls, file: GGUFFile) -> Config:
@@ -64,17 +74,44 @@ class Config:
             max_position_embeddings=keys.get("context_length", int),
             rms_norm_eps=keys.get("attention.layer_norm_rms_epsilon", float),
             rope_theta=keys.get("rope.freq_base", float, 10000.0),
-            rope_factor=keys.linear_rope_factor(),
+            rope_scaling=keys.rope_scaling(),
             embedding_multiplier=keys.get("embedding_scale", float, 1.0),
             attention_multiplier=keys.get("attention.scale", float, head_dim**-0.5),
             residual_multiplier=keys.get("residual_scale", float, 1.0),
             logits_scaling=keys.get("logit_scale", float, 1.0),
+            is_interleaved=True,
         )
         if not keys.get("rope.scaling.finetuned", bool, True):  # here this means something
             raise keys.unsupported("positions that are not encoded are not handled")
         keys.finish()
         hyperparameters.check(config, file.name)
         return config
+
+    @classmethod
+    def from_hf(cls, config: HFConfig) -> Config:
+        """Read config.json.
+
+        Raises:
+            CheckpointError: a key is missing or of the wrong type.
+            UnsupportedArchitectureError: a key changes the mathematics in a way not known here.
+        """
+        config.expect("architectures", ["GraniteForCausalLM"])
+        config.expect("hidden_act", "silu")
+        theta, scaling = read_rope(config)
+        found = cls(
+            **read_sizes(config),
+            rms_norm_eps=config.number("rms_norm_eps"),
+            rope_theta=theta,
+            rope_scaling=scaling,
+            embedding_multiplier=config.number("embedding_multiplier", 1.0),
+            attention_multiplier=config.number("attention_multiplier", 1.0),
+            residual_multiplier=config.number("residual_multiplier", 1.0),
+            logits_scaling=config.number("logits_scaling", 1.0),
+            is_interleaved=False,
+        )
+        config.finish()
+        hyperparameters.check(found, config.name)
+        return found
 
 
 _GGUF_NAMES = {
@@ -94,6 +131,11 @@ _GGUF_LAYER_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+
+
+def canonical_name(name: str) -> str | None:
+    """Return the canonical name of a checkpoint's tensor; None if there is no use for it."""
+    return without_buffers(name)
 
 
 def gguf_names(config: Config) -> dict[str, str]:
@@ -130,12 +172,13 @@ def build(graph: Graph, weights: Weights, config: Config) -> None:
 def _attention_inputs(
     graph: Graph, mask: Value, weights: Weights, config: Config
 ) -> blocks.AttentionInputs:
-    frequencies = rope.inverse_frequencies(config.rope_theta, config.head_dim) / config.rope_factor
+    scaling, positions = config.rope_scaling, config.max_position_embeddings
+    frequencies = rope.scaled_frequencies(config.rope_theta, config.head_dim, scaling)
     if "rope_factors.weight" in weights:  # llama3 scaling: a factor for each frequency
         factors = weights.take("rope_factors.weight", (config.head_dim // 2,)).dense()
         frequencies = rope.divided(frequencies, factors, weights.source)
     last, total = blocks.attention_lengths(graph, mask)
-    cos, sin = blocks.rotary_tables(graph, frequencies, config.max_position_embeddings)
+    cos, sin = blocks.rotary_tables(graph, frequencies, positions, scaling.attention_factor)
     heads = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     return blocks.AttentionInputs(last, total, cos, sin, *heads, scale=config.attention_multiplier)
 
@@ -158,11 +201,10 @@ def _layer(
 
     epsilon = config.rms_norm_eps
     normed, x = blocks.add_rms_norm(graph, x, update, take("input_layernorm", width), epsilon)
-    qkv = (
-        undo_rotary_permutation(take("self_attn.q_proj", queries, width), head_size),
-        undo_rotary_permutation(take("self_attn.k_proj", keys, width), head_size),
-        take("self_attn.v_proj", keys, width),
-    )
+    rows = {"q": queries, "k": keys, "v": keys}
+    qkv = [take(f"self_attn.{part}_proj", n, width) for part, n in rows.items()]
+    if config.is_interleaved:
+        qkv[:2] = [undo_rotary_permutation(weight, head_size) for weight in qkv[:2]]
     heads = blocks.attention(graph, normed, qkv, i, shared)
     attended = blocks.project(graph, heads, take("self_attn.o_proj", width, queries))
     attended = blocks.scaled(graph, attended, config.residual_multiplier)

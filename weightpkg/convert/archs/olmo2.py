@@ -13,13 +13,25 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from weightpkg.convert import blocks, hyperparameters, rope
+from weightpkg.convert.hf_config import HFConfig
+from weightpkg.convert.hf_decoder import (
+    read_layers,
+    read_rope,
+    read_sizes,
+    read_two_ropes,
+    read_windowed,
+)
 from weightpkg.convert.hyperparameters import Hyperparameters, embedding_rows
-from weightpkg.convert.weights import expand_names
+from weightpkg.convert.weights import expand_names, without_buffers
 
 if TYPE_CHECKING:
     from weightpkg.convert.graph import Graph, Value
     from weightpkg.convert.weights import Weight, Weights
     from weightpkg.formats.gguf import GGUFFile
+
+
+TIED_BY_DEFAULT = False
+"""Whether the embedding is the head as well, where config.json does not say."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +48,7 @@ class Config:
     max_position_embeddings: int
     rms_norm_eps: float
     rope_theta: float
-    rope_scaling: rope.Scaling
+    rope_scaling: rope.AnyScaling
     sliding_window: int | None
     windowed: tuple[bool, ...]
 
@@ -75,6 +87,58 @@ class Config:
         hyperparameters.check(config, file.name)
         return config
 
+    @classmethod
+    def from_hf(cls, config: HFConfig) -> Config:
+        """Read config.json.
+
+        Raises:
+            CheckpointError: a key is missing or of the wrong type.
+            UnsupportedArchitectureError: a key changes the mathematics in a way not known here.
+        """
+        if config.get("model_type", str) == "olmo3":
+            return cls._from_olmo3(config)
+        config.expect("architectures", ["Olmo2ForCausalLM"])
+        theta, scaling = read_rope(config)
+        windowed = (False,) * read_layers(config)
+        return cls._from_common(config, theta, scaling, None, windowed)
+
+    @classmethod
+    def _from_olmo3(cls, config: HFConfig) -> Config:
+        config.expect("architectures", ["Olmo3ForCausalLM"])
+        ropes = read_two_ropes(config)
+        if ropes is None:
+            config.expect("rope_theta", 500000)  # another one is read by transformers in two ways
+            ropes = read_rope(config, 500000.0), (500000.0, rope.Scaling())
+        (theta, scaling), local = ropes
+        if local != (theta, rope.Scaling()):
+            raise config.unsupported("a rope of their own for layers with a window is not handled")
+        default = [(i + 1) % 4 != 0 for i in range(read_layers(config))]
+        windowed = read_windowed(config, default)
+        window = config.get("sliding_window", int)
+        return cls._from_common(config, theta, scaling, window, windowed)
+
+    @classmethod
+    def _from_common(
+        cls,
+        config: HFConfig,
+        theta: float,
+        scaling: rope.AnyScaling,
+        window: int | None,
+        windowed: tuple[bool, ...],
+    ) -> Config:
+        config.expect("hidden_act", "silu")
+        found = cls(
+            **read_sizes(config),
+            rms_norm_eps=config.number("rms_norm_eps"),
+            rope_theta=theta,
+            rope_scaling=scaling,
+            sliding_window=window,
+            windowed=windowed,
+        )
+        config.finish()
+        hyperparameters.check(found, config.name)
+        return found
+
 
 def _windowed(keys: Hyperparameters, n_layers: int) -> tuple[bool, ...]:
     """Return for each layer whether its tokens see a window only."""
@@ -103,6 +167,11 @@ _GGUF_LAYER_NAMES = {
     "ffn_down": "mlp.down_proj",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
+
+
+def canonical_name(name: str) -> str | None:
+    """Return the canonical name of a checkpoint's tensor; None if there is no use for it."""
+    return without_buffers(name)
 
 
 def gguf_names(config: Config) -> dict[str, str]:

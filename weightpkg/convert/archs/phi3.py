@@ -12,17 +12,24 @@ https://github.com/ggml-org/llama.cpp/blob/0c1e57098bba43ac29e6e3b677cdceebdd223
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from weightpkg.convert import blocks, hyperparameters, rope
+from weightpkg.convert.hf_config import HFConfig
+from weightpkg.convert.hf_decoder import read_partial_rope, read_sizes
 from weightpkg.convert.hyperparameters import Hyperparameters, embedding_rows
-from weightpkg.convert.weights import expand_names
+from weightpkg.convert.weights import expand_names, without_buffers
 
 if TYPE_CHECKING:
     from weightpkg.convert.graph import Graph, Value
     from weightpkg.convert.weights import Weight, Weights
     from weightpkg.formats.gguf import GGUFFile
+
+
+TIED_BY_DEFAULT = False
+"""Whether the embedding is the head as well, where config.json does not say."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,7 +49,7 @@ class Config:
     rms_norm_eps: float
     rope_theta: float
     rotary_dim: int
-    attention_factor: float
+    rope_scaling: rope.AnyScaling
 
     @classmethod
     def from_gguf(cls, file: GGUFFile) -> Config:
@@ -74,15 +81,64 @@ class Config:
             rms_norm_eps=keys.get("attention.layer_norm_rms_epsilon", float),
             rope_theta=keys.get("rope.freq_base", float, 10000.0),
             rotary_dim=keys.get("rope.dimension_count", int, head_dim),
-            attention_factor=keys.get("rope.scaling.attn_factor", float, 1.0),
+            rope_scaling=rope.Scaling(attention_factor=_attention_factor(keys)),
         )
         if (kind := keys.get("rope.scaling.type", str, "longrope")) not in {"none", "longrope"}:
             raise keys.unsupported(f"rope scaling `{kind}` is not handled")
         keys.finish()
         hyperparameters.check(config, file.name)
-        if config.rotary_dim % 16 or not 0 < config.rotary_dim <= head_dim:
-            raise keys.unsupported(f"{config.rotary_dim} of a head's {head_dim} values rotate")
+        _check_rotary_dim(config, file.name)
         return config
+
+    @classmethod
+    def from_hf(cls, config: HFConfig) -> Config:
+        """Read config.json.
+
+        Raises:
+            CheckpointError: a key is missing or of the wrong type.
+            UnsupportedArchitectureError: a key changes the mathematics in a way not known here.
+        """
+        config.expect("architectures", ["Phi3ForCausalLM"])
+        config.expect("hidden_act", "silu")
+        config.expect_own_code("phi3")
+        for key in ("full_attn_mod", "interpolate_factor"):  # of models that came after it
+            config.expect(key, 1)
+        sizes = read_sizes(config)
+        theta, scaling, share = read_partial_rope(config)
+        if isinstance(scaling, rope.LongScaling):
+            config.require("original_max_position_embeddings")
+        elif scaling != rope.Scaling():
+            raise config.unsupported("rope scaling that is not `longrope` is not handled")
+        config.ignore("original_max_position_embeddings")
+        found = cls(
+            **sizes,
+            original_max_position_embeddings=sizes["max_position_embeddings"],
+            sliding_window=config.get("sliding_window", int)
+            if "sliding_window" in config
+            else None,
+            rms_norm_eps=config.number("rms_norm_eps"),
+            rope_theta=theta,
+            rope_scaling=scaling,
+            rotary_dim=int(sizes["head_dim"] * share),
+        )
+        config.finish()
+        hyperparameters.check(found, config.name)
+        _check_rotary_dim(found, config.name)
+        return found
+
+
+def _check_rotary_dim(config: Config, source: str) -> None:
+    size, whole = config.rotary_dim, config.head_dim
+    if size % 16 or not 0 < size <= whole:
+        reason = f"{size} of a head's {whole} values rotate"
+        raise hyperparameters.unsupported(source, reason)
+
+
+def _attention_factor(keys: Hyperparameters) -> float:
+    factor = keys.get("rope.scaling.attn_factor", float, 1.0)
+    if not 0 < factor < math.inf:
+        raise keys.unsupported(f"rope.scaling.attn_factor is {factor}")
+    return factor
 
 
 _GGUF_NAMES = {
@@ -100,6 +156,11 @@ _GGUF_LAYER_NAMES = {
     "ffn_up": "mlp.gate_up_proj",
     "ffn_down": "mlp.down_proj",
 }
+
+
+def canonical_name(name: str) -> str | None:
+    """Return the canonical name of a checkpoint's tensor; None if there is no use for it."""
+    return without_buffers(name)
 
 
 def gguf_names(config: Config) -> dict[str, str]:
@@ -134,7 +195,8 @@ def build(graph: Graph, weights: Weights, config: Config) -> None:
 def _attention_inputs(
     graph: Graph, mask: Value, weights: Weights, config: Config
 ) -> blocks.AttentionInputs:
-    frequencies = rope.inverse_frequencies(config.rope_theta, config.rotary_dim)
+    scaling, positions = config.rope_scaling, config.max_position_embeddings
+    frequencies = rope.scaled_frequencies(config.rope_theta, config.rotary_dim, scaling)
     is_longer = config.max_position_embeddings > config.original_max_position_embeddings
     if is_longer or "short_factor.weight" in weights:
         shape = (config.rotary_dim // 2,)
@@ -143,8 +205,7 @@ def _attention_inputs(
         factors = (long if is_longer else short).dense()
         frequencies = rope.divided(frequencies, factors, weights.source)
     last, total = blocks.attention_lengths(graph, mask)
-    positions = config.max_position_embeddings
-    cos, sin = blocks.rotary_tables(graph, frequencies, positions, config.attention_factor)
+    cos, sin = blocks.rotary_tables(graph, frequencies, positions, scaling.attention_factor)
     heads = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     return blocks.AttentionInputs(last, total, cos, sin, *heads, window=config.sliding_window)
 

@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from weightpkg.convert import blocks, hyperparameters, rope
+from weightpkg.convert.hf_config import HFConfig
+from weightpkg.convert.hf_decoder import read_rope, read_sizes, read_windowed
 from weightpkg.convert.hyperparameters import Hyperparameters, embedding_rows
-from weightpkg.convert.weights import expand_names, undo_rotary_permutation
+from weightpkg.convert.weights import expand_names, undo_rotary_permutation, without_buffers
 
 if TYPE_CHECKING:
     from weightpkg.convert.graph import Graph, Value
@@ -22,9 +24,17 @@ NO_ROPE_LAYER_INTERVAL = 4
 """`no_rope_layer_interval` of config.json: GGUF has no key for it, llama.cpp takes this."""
 
 
+TIED_BY_DEFAULT = True
+"""Whether the embedding is the head as well, where config.json does not say."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
-    """The fields of config.json that shape the graph."""
+    """The fields of config.json that shape the graph.
+
+    rotated: for each layer whether positions are encoded; is_interleaved: whether rows of q and k
+    are in the order that ggml wants.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -36,7 +46,9 @@ class Config:
     max_position_embeddings: int
     rms_norm_eps: float
     rope_theta: float
-    rope_factor: float = 1.0
+    rope_scaling: rope.AnyScaling
+    rotated: tuple[bool, ...]
+    is_interleaved: bool
 
     @classmethod
     def from_gguf(cls, file: GGUFFile) -> Config:
@@ -52,22 +64,71 @@ class Config:
         hidden_size = keys.get("embedding_length", int)
         head_dim = keys.head_size(hidden_size // max(1, heads))
         keys.check_whole_heads_rotate(head_dim)
+        n_layers = keys.layers()
         config = cls(
             vocab_size=embedding_rows(file),
             hidden_size=hidden_size,
             intermediate_size=keys.get("feed_forward_length", int),
-            num_hidden_layers=keys.layers(),
+            num_hidden_layers=n_layers,
             num_attention_heads=heads,
             num_key_value_heads=keys.get("attention.head_count_kv", int, heads),
             head_dim=head_dim,
             max_position_embeddings=keys.get("context_length", int),
             rms_norm_eps=keys.get("attention.layer_norm_rms_epsilon", float),
             rope_theta=keys.get("rope.freq_base", float, 10000.0),
-            rope_factor=keys.linear_rope_factor(),
+            rope_scaling=keys.rope_scaling(),
+            rotated=_rotated(n_layers, NO_ROPE_LAYER_INTERVAL),
+            is_interleaved=True,
         )
         keys.finish()
         hyperparameters.check(config, file.name)
         return config
+
+    @classmethod
+    def from_hf(cls, config: HFConfig) -> Config:
+        """Read config.json.
+
+        Raises:
+            CheckpointError: a key is missing or of the wrong type.
+            UnsupportedArchitectureError: a key changes the mathematics in a way not known here.
+        """
+        config.require("num_key_value_heads")
+        config.expect("architectures", ["SmolLM3ForCausalLM"])
+        config.expect("hidden_act", "silu")
+        config.ignore("sliding_window", "max_window_layers")  # of a window that is not in use
+        sizes = read_sizes(config)
+        n_layers = sizes["num_hidden_layers"]
+        if any(read_windowed(config, [False] * n_layers)):
+            raise config.unsupported("layers with a window are not handled")
+        theta, scaling = read_rope(config, 2e6)
+        found = cls(
+            **sizes,
+            rms_norm_eps=config.number("rms_norm_eps"),
+            rope_theta=theta,
+            rope_scaling=scaling,
+            rotated=_read_rotated(config, n_layers),
+            is_interleaved=False,
+        )
+        config.finish()
+        hyperparameters.check(found, config.name)
+        return found
+
+
+def _read_rotated(config: HFConfig, n_layers: int) -> tuple[bool, ...]:
+    """Each layer is listed, with 1 where it rotates, or of so many the last does not."""
+    interval = config.get("no_rope_layer_interval", int, NO_ROPE_LAYER_INTERVAL)
+    if interval < 1:
+        raise config.unsupported(f"`no_rope_layer_interval` is {interval}")
+    if "no_rope_layers" not in config:
+        return _rotated(n_layers, interval)
+    listed = config.numbers("no_rope_layers")
+    if len(listed) != n_layers:
+        raise config.unsupported(f"`no_rope_layers` has {len(listed)} layers, not {n_layers}")
+    return tuple(map(bool, listed))
+
+
+def _rotated(n_layers: int, interval: int) -> tuple[bool, ...]:
+    return tuple((i + 1) % interval != 0 for i in range(n_layers))
 
 
 _GGUF_NAMES = {
@@ -86,6 +147,11 @@ _GGUF_LAYER_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+
+
+def canonical_name(name: str) -> str | None:
+    """Return the canonical name of a checkpoint's tensor; None if there is no use for it."""
+    return without_buffers(name)
 
 
 def gguf_names(config: Config) -> dict[str, str]:
@@ -108,8 +174,7 @@ def build(graph: Graph, weights: Weights, config: Config) -> None:
     x = blocks.embedding(graph, ids, embedding)  # (B, T, E)
     update: Value | None = None
     for i in range(config.num_hidden_layers):
-        is_rotated = (i + 1) % NO_ROPE_LAYER_INTERVAL != 0
-        inputs = shared if is_rotated else replace(shared, cos=None, sin=None)
+        inputs = shared if config.rotated[i] else replace(shared, cos=None, sin=None)
         x, update = _layer(graph, x, update, weights, config, i, inputs)
 
     norm = weights.take("model.norm.weight", (width,))
@@ -119,9 +184,10 @@ def build(graph: Graph, weights: Weights, config: Config) -> None:
 
 
 def _attention_inputs(graph: Graph, mask: Value, config: Config) -> blocks.AttentionInputs:
-    frequencies = rope.inverse_frequencies(config.rope_theta, config.head_dim) / config.rope_factor
+    scaling, positions = config.rope_scaling, config.max_position_embeddings
+    frequencies = rope.scaled_frequencies(config.rope_theta, config.head_dim, scaling)
     last, total = blocks.attention_lengths(graph, mask)
-    cos, sin = blocks.rotary_tables(graph, frequencies, config.max_position_embeddings)
+    cos, sin = blocks.rotary_tables(graph, frequencies, positions, scaling.attention_factor)
     heads = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     return blocks.AttentionInputs(last, total, cos, sin, *heads)
 
@@ -144,11 +210,10 @@ def _layer(
 
     epsilon = config.rms_norm_eps
     normed, x = blocks.add_rms_norm(graph, x, update, take("input_layernorm", width), epsilon)
-    qkv = (
-        undo_rotary_permutation(take("self_attn.q_proj", queries, width), head_size),
-        undo_rotary_permutation(take("self_attn.k_proj", keys, width), head_size),
-        take("self_attn.v_proj", keys, width),
-    )
+    rows = {"q": queries, "k": keys, "v": keys}
+    qkv = [take(f"self_attn.{part}_proj", n, width) for part, n in rows.items()]
+    if config.is_interleaved:
+        qkv[:2] = [undo_rotary_permutation(weight, head_size) for weight in qkv[:2]]
     heads = blocks.attention(graph, normed, qkv, i, shared)
     attended = blocks.project(graph, heads, take("self_attn.o_proj", width, queries))
 

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from weightpkg.convert import blocks, hyperparameters, rope
+from weightpkg.convert.hf_config import HFConfig
+from weightpkg.convert.hf_decoder import read_partial_rope, read_sizes
 from weightpkg.convert.hyperparameters import Hyperparameters, embedding_rows
-from weightpkg.convert.weights import expand_names, reorder_rows
+from weightpkg.convert.weights import expand_names, reorder_rows, without_buffers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
     from weightpkg.convert.graph import Graph, Value
     from weightpkg.convert.weights import Weight, Weights
     from weightpkg.formats.gguf import GGUFFile
+
+
+TIED_BY_DEFAULT = False
+"""Whether the embedding is the head as well, where config.json does not say."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +45,11 @@ class Config:
     max_position_embeddings: int
     layer_norm_eps: float
     rope_theta: float
+    rope_scaling: rope.AnyScaling
     rotary_dim: int
+    use_qkv_bias: bool
+    qk_layernorm: bool
+    use_parallel_residual: bool
 
     @classmethod
     def from_gguf(cls, file: GGUFFile) -> Config:
@@ -65,14 +75,52 @@ class Config:
             max_position_embeddings=keys.get("context_length", int),
             layer_norm_eps=keys.get("attention.layer_norm_epsilon", float),
             rope_theta=keys.get("rope.freq_base", float, 10000.0),
+            rope_scaling=keys.rope_scaling(),
             rotary_dim=keys.get("rope.dimension_count", int, head_dim),
+            use_qkv_bias="blk.0.attn_q.bias" in file.tensors,
+            qk_layernorm="blk.0.attn_q_norm.weight" in file.tensors,
+            use_parallel_residual="blk.0.ffn_norm.weight" not in file.tensors,
         )
         keys.ignore("use_parallel_residual")  # not always true: which norms there are tells
         keys.finish()
         hyperparameters.check(config, file.name)
-        if config.rotary_dim % 2 or not 0 < config.rotary_dim <= head_dim:
-            raise keys.unsupported(f"{config.rotary_dim} of a head's {head_dim} values rotate")
+        _check_rotary_dim(config, file.name)
         return config
+
+    @classmethod
+    def from_hf(cls, config: HFConfig) -> Config:
+        """Read config.json.
+
+        Raises:
+            CheckpointError: a key is missing or of the wrong type.
+            UnsupportedArchitectureError: a key changes the mathematics in a way not known here.
+        """
+        config.require("num_key_value_heads")
+        config.expect("architectures", ["StableLmForCausalLM"])
+        config.expect("hidden_act", "silu")
+        sizes = read_sizes(config)
+        theta, scaling, share = read_partial_rope(config, share=0.25)
+        found = cls(
+            **sizes,
+            layer_norm_eps=config.number("layer_norm_eps"),
+            rope_theta=theta,
+            rope_scaling=scaling,
+            rotary_dim=int(sizes["head_dim"] * share),
+            use_qkv_bias=config.get("use_qkv_bias", bool, False),
+            qk_layernorm=config.get("qk_layernorm", bool, False),
+            use_parallel_residual=config.get("use_parallel_residual", bool, False),
+        )
+        config.finish()
+        hyperparameters.check(found, config.name)
+        _check_rotary_dim(found, config.name)
+        return found
+
+
+def _check_rotary_dim(config: Config, source: str) -> None:
+    size, whole = config.rotary_dim, config.head_dim
+    if size % 2 or not 0 < size <= whole:
+        reason = f"{size} of a head's {whole} values rotate"
+        raise hyperparameters.unsupported(source, reason)
 
 
 _GGUF_NAMES = {
@@ -95,6 +143,11 @@ _GGUF_LAYER_NAMES = {
 }
 
 
+def canonical_name(name: str) -> str | None:
+    """Return the canonical name of a checkpoint's tensor; None if there is no use for it."""
+    return without_buffers(name)
+
+
 def gguf_names(config: Config) -> dict[str, str]:
     """Return each GGUF tensor name with its canonical name."""
     return expand_names(_GGUF_NAMES, _GGUF_LAYER_NAMES, config.num_hidden_layers)
@@ -114,7 +167,7 @@ def rotary_order(config: Config) -> NDArray[np.intp]:
 
 
 def _frequencies(config: Config) -> NDArray[np.float64]:
-    frequencies = rope.inverse_frequencies(config.rope_theta, config.rotary_dim)
+    frequencies = rope.scaled_frequencies(config.rope_theta, config.rotary_dim, config.rope_scaling)
     return np.pad(frequencies, (0, -len(frequencies) % 8))
 
 
@@ -143,7 +196,8 @@ def build(graph: Graph, weights: Weights, config: Config) -> None:
 
 def _attention_inputs(graph: Graph, mask: Value, config: Config) -> blocks.AttentionInputs:
     last, total = blocks.attention_lengths(graph, mask)
-    cos, sin = blocks.rotary_tables(graph, _frequencies(config), config.max_position_embeddings)
+    positions, factor = config.max_position_embeddings, config.rope_scaling.attention_factor
+    cos, sin = blocks.rotary_tables(graph, _frequencies(config), positions, factor)
     heads = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     return blocks.AttentionInputs(last, total, cos, sin, *heads)
 
@@ -170,7 +224,7 @@ def _layer(
     down = take("mlp.down_proj", width, inner)
     normed, x = blocks.add_layer_norm(graph, x, update, norm("input_layernorm"), epsilon)
     attended = _attention(graph, normed, weights, config, i, shared)
-    if f"model.layers.{i}.post_attention_layernorm.weight" not in weights:
+    if config.use_parallel_residual:
         update = blocks.swiglu_mlp(graph, normed, gate_up, down, f"layer.{i}.gate_up")
         return x, blocks.add(graph, attended, update)
     second = norm("post_attention_layernorm")
@@ -199,20 +253,26 @@ def _attention(
 
     heads = {"q": n_heads, "k": n_kv_heads, "v": n_kv_heads}
     qkv = [take(f"{part}_proj.weight", n, config.hidden_size) for part, n in heads.items()]
-    biases = []
-    if f"{prefix}.q_proj.bias" in weights:
-        biases = [take(f"{part}_proj.bias", n) for part, n in heads.items()]
-    if f"{prefix}.q_layernorm.weight" in weights:
+    biases = [take(f"{part}_proj.bias", n) for part, n in heads.items() if config.use_qkv_bias]
+    if config.qk_layernorm:
         q, k, v = blocks.projections(graph, x, qkv, f"layer.{i}.qkv", biases)
-        q_norm = weights.take(f"{prefix}.q_layernorm.weight", (n_heads, head_size))
-        k_norm = weights.take(f"{prefix}.k_layernorm.weight", (n_kv_heads, head_size))
-        q = _norm_heads(graph, q, q_norm.dense()[:, order], config.layer_norm_eps)
-        k = _norm_heads(graph, k, k_norm.dense()[:, order], config.layer_norm_eps)
+        q_norm = _head_norms(weights, f"{prefix}.q_layernorm", n_heads, head_size)
+        k_norm = _head_norms(weights, f"{prefix}.k_layernorm", n_kv_heads, head_size)
+        q = _norm_heads(graph, q, q_norm[:, order], config.layer_norm_eps)
+        k = _norm_heads(graph, k, k_norm[:, order], config.layer_norm_eps)
         mixed = blocks.attend(graph, (q, k, v), i, shared)
     else:
         mixed = blocks.attention(graph, x, qkv, i, shared, biases)
     shape = (config.hidden_size, n_heads * head_size)
     return blocks.project(graph, mixed, weights.take(f"{prefix}.o_proj.weight", shape))
+
+
+def _head_norms(weights: Weights, name: str, n_heads: int, head_size: int) -> NDArray[np.float32]:
+    """Return each head's weights, (H, D): in GGUF they are one tensor, in checkpoints one a head."""
+    if f"{name}.weight" in weights:
+        return weights.take(f"{name}.weight", (n_heads, head_size)).dense()
+    names = (f"{name}.norms.{head}.weight" for head in range(n_heads))
+    return np.stack([weights.take(each, (head_size,)).dense() for each in names])
 
 
 def _norm_heads(graph: Graph, x: Value, weight: NDArray[np.float32], epsilon: float) -> Value:

@@ -12,13 +12,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from weightpkg.convert import blocks, hyperparameters, rope
+from weightpkg.convert.hf_config import HFConfig
+from weightpkg.convert.hf_decoder import read_rope, read_sizes
 from weightpkg.convert.hyperparameters import Hyperparameters, embedding_rows
-from weightpkg.convert.weights import expand_names
+from weightpkg.convert.weights import expand_names, without_buffers
 
 if TYPE_CHECKING:
     from weightpkg.convert.graph import Graph, Value
     from weightpkg.convert.weights import Weight, Weights
     from weightpkg.formats.gguf import GGUFFile
+
+
+TIED_BY_DEFAULT = True
+"""Whether the embedding is the head as well, where config.json does not say."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +42,7 @@ class Config:
     sliding_window: int | None
     norm_epsilon: float
     rope_theta: float
-    rope_factor: float
+    rope_scaling: rope.AnyScaling
 
     @classmethod
     def from_gguf(cls, file: GGUFFile) -> Config:
@@ -64,11 +70,40 @@ class Config:
             sliding_window=keys.get("attention.sliding_window", int, 0) or None,
             norm_epsilon=keys.get("attention.layer_norm_epsilon", float),
             rope_theta=keys.get("rope.freq_base", float, 10000.0),
-            rope_factor=keys.linear_rope_factor(),
+            rope_scaling=keys.rope_scaling(),
         )
         keys.finish()
         hyperparameters.check(config, file.name)
         return config
+
+    @classmethod
+    def from_hf(cls, config: HFConfig) -> Config:
+        """Read config.json.
+
+        Raises:
+            CheckpointError: a key is missing or of the wrong type.
+            UnsupportedArchitectureError: a key changes the mathematics in a way not known here.
+        """
+        config.require("num_key_value_heads")
+        config.expect("architectures", ["Starcoder2ForCausalLM"])
+        config.expect("hidden_act", "gelu_pytorch_tanh")
+        config.expect("use_bias", True)
+        config.expect("norm_type", "layer_norm")  # of the code that it was trained with
+        config.expect("mlp_type", "default")
+        config.ignore("embedding_dropout", "residual_dropout")
+        theta, scaling = read_rope(config)
+        found = cls(
+            **read_sizes(config),
+            sliding_window=config.get("sliding_window", int)
+            if "sliding_window" in config
+            else None,
+            norm_epsilon=config.number("norm_epsilon"),
+            rope_theta=theta,
+            rope_scaling=scaling,
+        )
+        config.finish()
+        hyperparameters.check(found, config.name)
+        return found
 
 
 _GGUF_NAMES = {
@@ -86,6 +121,11 @@ _GGUF_LAYER_NAMES = {
     "ffn_up": "mlp.c_fc",
     "ffn_down": "mlp.c_proj",
 }
+
+
+def canonical_name(name: str) -> str | None:
+    """Return the canonical name of a checkpoint's tensor; None if there is no use for it."""
+    return without_buffers(name)
 
 
 def gguf_names(config: Config) -> dict[str, str]:
@@ -117,9 +157,10 @@ def build(graph: Graph, weights: Weights, config: Config) -> None:
 
 
 def _attention_inputs(graph: Graph, mask: Value, config: Config) -> blocks.AttentionInputs:
-    frequencies = rope.inverse_frequencies(config.rope_theta, config.head_dim) / config.rope_factor
+    scaling, positions = config.rope_scaling, config.max_position_embeddings
+    frequencies = rope.scaled_frequencies(config.rope_theta, config.head_dim, scaling)
     last, total = blocks.attention_lengths(graph, mask)
-    cos, sin = blocks.rotary_tables(graph, frequencies, config.max_position_embeddings)
+    cos, sin = blocks.rotary_tables(graph, frequencies, positions, scaling.attention_factor)
     heads = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     return blocks.AttentionInputs(last, total, cos, sin, *heads, window=config.sliding_window)
 
