@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -15,8 +16,9 @@ import pytest
 
 from golden_embeddings import TEXTS, cosines, embed
 from golden_embeddings import load as golden_embeddings
-from golden_logits import WINDOW, load
-from weightpkg.api import path
+from golden_logits import WINDOW
+from golden_logits import load as golden_logits
+from weightpkg.api import load, path
 from weightpkg.files import tree_size
 from weightpkg.progress import Silence
 from weightpkg.run.session import ModelConfig, Session
@@ -61,7 +63,7 @@ def test_a_second_run_says_the_same_without_any_network(home: Path) -> None:
 def test_the_real_model_says_what_llama_cpp_says(home: Path) -> None:
     """The first window of the golden file; scripts/bench/fidelity.py measures all of it."""
     directory = path("smollm2-135m-q4", settings=settings(home))
-    tokens, golden = load()
+    tokens, golden = golden_logits()
     session = Session(directory, ModelConfig.read(directory))
     ours = [int(session.forward([token]).argmax()) for token in tokens[:WINDOW]]
     agreement = np.mean(np.array(ours) == golden.ids[:WINDOW, 0])
@@ -84,6 +86,15 @@ def test_a_base_model_continues_a_text(home: Path) -> None:
     refused = command(home, "run", "gemma3-270m-q4", "The capital of France is")
     assert (refused.returncode, refused.stdout) == (9, "")
     assert "hint: `--raw`" in refused.stderr
+
+
+def test_a_base_model_continues_texts_as_llama_cpp_does(home: Path) -> None:
+    """Against the golden file of scripts/make_golden_continuations.py."""
+    golden = json.loads((Path(__file__).parent / "data" / "continuations.json").read_text())
+    with load("gemma3-270m-q4", settings=settings(home)) as model:
+        ours = [model.generate(each["prompt"], max_tokens=16).tokens for each in golden]
+    same = [list(mine) == each["tokens"][:16] for mine, each in zip(ours, golden, strict=True)]
+    assert (len(same), sum(same) >= 8) == (10, True)
 
 
 def test_a_model_of_many_files_and_one_of_a_platform_wheel_are_fetched(home: Path) -> None:
