@@ -41,11 +41,15 @@ ARCHITECTURES = {
     "qwen3moe": "qwen3moe",
     "gpt-oss": "gpt_oss",
     "deepseek2": "deepseek2",
+    "bert": "bert",
 }
 """`general.architecture` to the module in `archs`; no other module is ever imported for a file."""
 
 WITH_EXPERTS = {"llama": "mixtral"}
 """The same for files with experts, where GGUF has no name of its own for them."""
+
+GGUF_ENCODERS = frozenset({"bert"})
+"""Those of them that make vectors of text."""
 
 
 DECODERS = {
