@@ -198,8 +198,42 @@ def loaded(model: TinyModel, kind: Any, **keywords: Any) -> Any:
     return network.eval()
 
 
+def split_state(model: TinyModel, names: list[str]) -> dict[str, torch.Tensor]:
+    """Return the weights of Nomic BERT, which GGUF has by the names of its own code."""
+    weights, found = model.weights(), {}
+    for name in names:
+        stem, _, last = name.rpartition(".")
+        whole, _, part = stem.rpartition(".self_attn.")
+        if part in NOMIC_QKV:
+            i = whole.rpartition(".")[2]
+            values = np.split(weights[f"blk.{i}.attn_qkv.weight"], 3)[NOMIC_QKV.index(part)]
+        else:
+            for own, stored in NOMIC_NAMES.items():
+                stem = stem.replace(own, stored)
+            values = weights[f"{stem}.{last}"]
+        found[name] = torch.from_numpy(values.copy())
+    return found
+
+
+NOMIC_QKV = ("q_proj", "k_proj", "v_proj")
+NOMIC_NAMES = {
+    "embeddings.word_embeddings": "token_embd",
+    "embeddings.token_type_embeddings": "token_types",
+    "embeddings.LayerNorm": "token_embd_norm",
+    "layers.": "blk.",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "attn_output_norm",
+    "mlp.up_proj": "ffn_up",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.down_proj": "ffn_down",
+    "post_mlp_layernorm": "layer_output_norm",
+}
+
+
 def state(model: TinyModel, names: list[str]) -> dict[str, torch.Tensor]:
     """Return the weights by transformers' names; each is used."""
+    if model.architecture == "nomic-bert":
+        return split_state(model, names)
     weights = model.weights()
     kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
     n_layers = max(int(name.split(".")[1]) for name in weights if name.startswith("blk.")) + 1

@@ -118,6 +118,7 @@ def test_without_a_pooling_there_are_hidden_states_only(
         ("block_count", 0, "num_hidden_layers"),
         ("attention.layer_norm_epsilon", -1.0, "layer_norm_eps"),
         ("context_length", 2**31, "max_position_embeddings"),
+        ("rope.scaling.type", "other", "rope.scaling|`other`"),
     ],
 )
 @pytest.mark.parametrize("name", MODELS)
