@@ -64,7 +64,7 @@ class ModelConfig:
         path = directory / "genai_config.json"
         if _is_encoder(directory, path.name):
             raise RunError(
-                f"`{directory.name}` makes vectors of texts (embeddings), and writes no text",
+                "the model makes vectors of texts (embeddings), and writes no text",
                 hint="in Python `weightpkg.path(NAME)` is the directory of its model.onnx, which has "
                 "`last_hidden_state` and mostly `sentence_embedding`, and its tokenizer.json",
             )
