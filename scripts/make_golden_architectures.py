@@ -77,6 +77,16 @@ def grouped(
     return np.concatenate(parts, axis=1).reshape(values.shape)
 
 
+def behind_padding(
+    name: str, values: NDArray[np.float32], sizes: Mapping[str, int]
+) -> NDArray[np.float32]:
+    """Put RoBERTa's rows for padding, which no token has, before those of positions again."""
+    if "position_embeddings" not in name:
+        return values
+    missing = sizes["max_position_embeddings"] - len(values)
+    return np.concatenate((np.zeros((missing, values.shape[1]), np.float32), values))
+
+
 def without_one(
     name: str, values: NDArray[np.float32], _: Mapping[str, int]
 ) -> NDArray[np.float32]:
@@ -85,6 +95,7 @@ def without_one(
 
 
 UNDO: dict[str, Undo] = {
+    "bert": behind_padding,
     "falcon": grouped,
     "gemma2": without_one,
     "gemma3": without_one,
@@ -109,23 +120,72 @@ def main() -> None:
 
 def golden(model: TinyModel) -> str:
     """Return the section."""
+    numbers = embeddings if "pooling_type" in model.metadata else next_tokens
+    made = f"[golden] # transformers {transformers.__version__}, torch {torch.__version__}"
+    return "\n".join((made, *numbers(model), ""))
+
+
+def next_tokens(model: TinyModel) -> list[str]:
+    """The logits that follow each token."""
     tokens = np.random.default_rng(model.seed).integers(3, 302, N_TOKENS)
-    rows = ["  [" + ", ".join(f"{x:.6g}" for x in row) + "]," for row in logits(model, tokens)]
-    return "\n".join(
-        (
-            f"[golden] # transformers {transformers.__version__}, torch {torch.__version__}",
-            f"tokens = {tokens.tolist()}",
-            f"columns = {list(range(0, model.shapes['token_embd.weight'][0], EVERY))}",
-            "logits = [",
-            *rows,
-            "]",
-            "",
-        )
-    )
+    columns = list(range(0, model.shapes["token_embd.weight"][0], EVERY))
+    return [
+        f"tokens = {tokens.tolist()}",
+        f"columns = {columns}",
+        *rows("logits", logits(model, tokens)),
+    ]
+
+
+def embeddings(model: TinyModel) -> list[str]:
+    """Two texts, of which the second has 7 tokens: some of the last hidden states, and the vectors."""
+    tokens = np.random.default_rng(model.seed).integers(5, 302, 2 * N_TOKENS)
+    ids = torch.from_numpy(tokens.reshape(2, -1))
+    mask = torch.ones_like(ids)
+    mask[1, 7:] = 0
+    network = loaded(model, transformers.AutoModel, **WITHOUT_POOLER.get(model.name, {}))
+    features = {"input_ids": torch.where(mask > 0, ids, network.config.pad_token_id)}
+    if getattr(network.config, "type_vocab_size", 1) > 1:
+        features["token_type_ids"] = ids % 2
+    with torch.no_grad():
+        hidden = network(**features, attention_mask=mask).last_hidden_state
+    pooled = POOLINGS[model.metadata["pooling_type"]](hidden, mask)
+    vectors = torch.nn.functional.normalize(pooled)
+    return [
+        f"tokens = {tokens.tolist()}",
+        *rows("hidden", hidden[:, :7:3, ::4].flatten(0, 1).numpy()),
+        *rows("embedding", vectors.numpy()),
+    ]
+
+
+WITHOUT_POOLER = {
+    "bert": {"add_pooling_layer": False},
+    "bert-roberta": {"add_pooling_layer": False},
+}
+POOLINGS: dict[Any, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    1: lambda x, mask: (x * mask[..., None]).sum(1) / mask.sum(1, keepdim=True),
+    2: lambda x, _: x[:, 0],
+    3: lambda x, mask: x[torch.arange(len(x)), mask.sum(1) - 1],
+}
+"""As llama.cpp numbers them."""
+
+
+def rows(name: str, values: NDArray[np.float32]) -> list[str]:
+    """Lines of an array of TOML."""
+    lines = ["  [" + ", ".join(f"{x:.6g}" for x in row) + "]," for row in values]
+    return [f"{name} = [", *lines, "]"]
 
 
 def logits(model: TinyModel, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
     """Return the logits that follow each token, of some of the vocabulary."""
+    network = loaded(model, transformers.AutoModelForCausalLM)
+    with torch.no_grad():
+        output = network(torch.from_numpy(tokens[None])).logits[0]
+    result: NDArray[np.float32] = output.numpy()[:, ::EVERY]
+    return result
+
+
+def loaded(model: TinyModel, kind: Any, **keywords: Any) -> Any:
+    """Return transformers' model of a page."""
     # TOML has no null: an empty text stands for it
     settings: dict[str, Any] = {key: None if x == "" else x for key, x in model.config.items()}
     for name, values in model.weights().items():
@@ -133,16 +193,47 @@ def logits(model: TinyModel, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
             key = name.removeprefix("rope_factors_").removesuffix(".weight")
             settings["rope_parameters"][f"{key}_factor"] = values.tolist()
     config = transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
-    network = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    network = kind.from_config(config, attn_implementation="eager", **keywords)
     network.load_state_dict(state(model, list(network.state_dict())))
-    with torch.no_grad():
-        output = network.eval()(torch.from_numpy(tokens[None])).logits[0]
-    result: NDArray[np.float32] = output.numpy()[:, ::EVERY]
-    return result
+    return network.eval()
+
+
+def split_state(model: TinyModel, names: list[str]) -> dict[str, torch.Tensor]:
+    """Return the weights of Nomic BERT, which GGUF has by the names of its own code."""
+    weights, found = model.weights(), {}
+    for name in names:
+        stem, _, last = name.rpartition(".")
+        whole, _, part = stem.rpartition(".self_attn.")
+        if part in NOMIC_QKV:
+            i = whole.rpartition(".")[2]
+            values = np.split(weights[f"blk.{i}.attn_qkv.weight"], 3)[NOMIC_QKV.index(part)]
+        else:
+            for own, stored in NOMIC_NAMES.items():
+                stem = stem.replace(own, stored)
+            values = weights[f"{stem}.{last}"]
+        found[name] = torch.from_numpy(values.copy())
+    return found
+
+
+NOMIC_QKV = ("q_proj", "k_proj", "v_proj")
+NOMIC_NAMES = {
+    "embeddings.word_embeddings": "token_embd",
+    "embeddings.token_type_embeddings": "token_types",
+    "embeddings.LayerNorm": "token_embd_norm",
+    "layers.": "blk.",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "attn_output_norm",
+    "mlp.up_proj": "ffn_up",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.down_proj": "ffn_down",
+    "post_mlp_layernorm": "layer_output_norm",
+}
 
 
 def state(model: TinyModel, names: list[str]) -> dict[str, torch.Tensor]:
     """Return the weights by transformers' names; each is used."""
+    if model.architecture == "nomic-bert":
+        return split_state(model, names)
     weights = model.weights()
     kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
     n_layers = max(int(name.split(".")[1]) for name in weights if name.startswith("blk.")) + 1

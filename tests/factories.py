@@ -372,9 +372,11 @@ _BERT_SIGNS = ".,'!?()[]{}*+-_#:;/\\<>=|&%$@~`^€«»…。、"
 
 
 def bert_vocabulary() -> list[str]:
-    """Tokens in BERT's spelling, of text in small letters: fewer than 302."""
+    """302 tokens in BERT's spelling, of text in small letters."""
     letters = [spelled for letter in _BERT_LETTERS for spelled in (letter, f"##{letter}")]
-    return list(dict.fromkeys([*BERT_SPECIAL, *_BERT_WORDS.split(), *letters, *_BERT_SIGNS]))
+    unused = [f"[unused{i}]" for i in range(302)]
+    words = [*BERT_SPECIAL, *_BERT_WORDS.split(), *letters, *_BERT_SIGNS, *unused]
+    return list(dict.fromkeys(words))[:302]
 
 
 def _add_wordpiece(writer: gguf.GGUFWriter) -> None:
@@ -414,11 +416,13 @@ def _add_unigram(writer: gguf.GGUFWriter) -> None:
     types = gguf.TokenType
     kinds = dict.fromkeys([*T5_SPECIAL, "<mask>"], types.CONTROL) | {"<unk>": types.UNKNOWN}
     tokens, scores = zip(*unigram_vocabulary(), strict=True)
+    unused = [f"[PAD{i}]" for i in range(len(tokens), 302)]  # as llama.cpp's converter fills up
     writer.add_tokenizer_model("t5")
     writer.add_tokenizer_pre("default")
-    writer.add_token_list([*tokens, "[PAD300]"])
-    writer.add_token_scores([*scores, -10000.0])
-    writer.add_token_types([*(kinds.get(token, types.NORMAL) for token in tokens), types.UNUSED])
+    writer.add_token_list([*tokens, *unused])
+    writer.add_token_scores([*scores, *(-10000.0 for _ in unused)])
+    used = [kinds.get(token, types.NORMAL) for token in tokens]
+    writer.add_token_types([*used, *(types.UNUSED for _ in unused)])
     writer.add_add_space_prefix(True)
     writer.add_token_type_count(1)
     writer.add_remove_extra_whitespaces(True)

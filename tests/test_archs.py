@@ -14,7 +14,7 @@ import pytest
 
 from decoder import Decoder
 from factories import GGUFValue, TensorBytes, TinyModel, edit_gguf
-from weightpkg.convert import ARCHITECTURES, rope
+from weightpkg.convert import ARCHITECTURES, GGUF_ENCODERS, rope
 from weightpkg.convert.archs import gemma2
 from weightpkg.convert.pipeline import convert
 from weightpkg.digest import Digest
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 DIGEST = Digest("sha256", 64 * "0")
 PAGES = sorted((Path(__file__).parent / "archs").glob("*.toml"))
-NAMES = [page.stem for page in PAGES]
 
 # Of the largest logit: both sides compute in float32, in another order.
 TOLERANCE = 2e-5
@@ -43,6 +42,9 @@ TOLERANCE = 2e-5
 def tiny(name: str) -> TinyModel:
     """The page of a model, read once."""
     return TinyModel.read(Path(__file__).parent / "archs" / f"{name}.toml")
+
+
+NAMES = [page.stem for page in PAGES if tiny(page.stem).architecture not in GGUF_ENCODERS]
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +72,7 @@ def tokens_of(name: str) -> NDArray[np.int64]:
 
 
 def test_every_architecture_has_a_page() -> None:
-    assert {tiny(name).architecture for name in NAMES} == ARCHITECTURES.keys()
+    assert {tiny(page.stem).architecture for page in PAGES} == ARCHITECTURES.keys()
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -36,6 +37,7 @@ from weightpkg.digest import hash_file
 from weightpkg.errors import (
     CheckpointError,
     PickleError,
+    RunError,
     SafetensorsError,
     StoreError,
     TensorMismatchError,
@@ -306,6 +308,41 @@ def test_an_encoder_without_modules_has_hidden_states_only(tmp_path: Path) -> No
     assert [value.name for value in load(tmp_path / "out").get_outputs()] == ["last_hidden_state"]
 
 
+def test_both_sets_of_names_are_one_nomic_bert(tmp_path: Path) -> None:
+    page = TinyCheckpoint.read("nomic-bert")
+    ids, mask, golden = two_texts("nomic-bert")
+    config = TinyCheckpoint.read("nomic-bert-native").config
+    own = dataclasses.replace(page, config={**config, "architectures": ["NomicBertModel"]})
+    convert(own.write(tmp_path / "source"), tmp_path / "out")
+    found = some_states(tmp_path / "out", ids, mask)
+    np.testing.assert_allclose(found, golden["hidden"], rtol=0, atol=STATES)
+
+
+@pytest.mark.parametrize("name", ["roberta", "distilbert", "modernbert"])
+def test_encoders_other_than_bert_have_two_inputs(
+    convert_page: Callable[..., Path], name: str
+) -> None:
+    inputs = [value.name for value in load(convert_page(name)).get_inputs()]
+    assert inputs == ["input_ids", "attention_mask"]
+
+
+@pytest.mark.parametrize(("name", "expected"), [("roberta", 48), ("modernbert", 48)])
+def test_texts_have_at_most_as_many_tokens_as_there_are_positions(
+    convert_page: Callable[..., Path], name: str, expected: int
+) -> None:
+    directory = convert_page(name)
+    document = json.loads((directory / "tokenizer.json").read_bytes())
+    assert document["truncation"]["max_length"] == expected
+    ids = np.full((1, expected), 9)
+    (hidden,) = encode(directory, ["last_hidden_state"], ids, np.ones_like(ids))
+    assert np.isfinite(hidden).all()
+
+
+def test_the_runner_says_what_an_encoder_is_for(convert_page: Callable[..., Path]) -> None:
+    with pytest.raises(RunError, match="makes vectors of texts"):
+        Model(convert_page("bert"))
+
+
 def test_tensors_of_a_model_with_a_head_are_found_under_their_longer_names(tmp_path: Path) -> None:
     ids, mask, golden = two_texts()
     page = TinyCheckpoint.read("bert").changed(architectures=["BertForMaskedLM"])
@@ -547,6 +584,39 @@ def test_a_head_that_is_written_though_tied_must_be_the_embedding(tmp_path: Path
         ("distilbert", {"hidden_dim": 64}, TensorMismatchError, "has shape"),
         ("llama", {"sliding_window": 32}, UnsupportedArchitectureError, "`sliding_window`"),
         ("mistral", {"sliding_window": 0}, UnsupportedArchitectureError, "sliding_window"),
+        ("modernbert", {"hidden_activation": "relu"}, UnsupportedArchitectureError, "`hidden_activation` is relu"),
+        ("modernbert", {"layer_types": ["full_attention"]}, UnsupportedArchitectureError, "`layer_types`"),
+        ("modernbert", {"layer_types": ["full_attention"] * 3 + ["chunked_attention"]}, UnsupportedArchitectureError, "`layer_types`"),
+        ("modernbert", {"layer_types": "full_attention"}, CheckpointError, "a list of strings"),
+        ("modernbert", {"global_attn_every_n_layers": 0}, UnsupportedArchitectureError, "so few"),
+        ("modernbert", {"local_attention": -2}, UnsupportedArchitectureError, "too small"),
+        ("modernbert", {"local_rope_theta": 1}, UnsupportedArchitectureError, "too small"),
+        ("modernbert", {"num_attention_heads": 64}, UnsupportedArchitectureError, "even multiple"),
+        ("modernbert", {"rope_scaling": {"type": "yarn"}}, UnsupportedArchitectureError, "`rope_scaling`"),
+        ("modernbert", {"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 2}}}, UnsupportedArchitectureError, "`rope_parameters.full_attention.rope_type` is linear"),
+        ("modernbert", {"rope_parameters": {"rope_theta": 2}}, UnsupportedArchitectureError, "`rope_parameters.rope_theta`"),
+        ("modernbert", {"norm_bias": True}, TensorMismatchError, r"norm\.bias` is missing"),
+        ("modernbert", {"attention_bias": True}, TensorMismatchError, r"Wqkv\.bias` is missing"),
+        ("modernbert-bias", {"mlp_bias": False}, TensorMismatchError, r"no use for .*mlp\.W"),
+        ("nomic-bert", {"activation_function": "gelu"}, UnsupportedArchitectureError, "`activation_function` is gelu"),
+        ("nomic-bert", {"qkv_proj_bias": True}, UnsupportedArchitectureError, "`qkv_proj_bias`"),
+        ("nomic-bert", {"prenorm": True}, UnsupportedArchitectureError, "`prenorm`"),
+        ("nomic-bert", {"causal": True}, UnsupportedArchitectureError, "`causal`"),
+        ("nomic-bert", {"use_rms_norm": True}, UnsupportedArchitectureError, "`use_rms_norm`"),
+        ("nomic-bert", {"parallel_block": True}, UnsupportedArchitectureError, "`parallel_block`"),
+        ("nomic-bert", {"rotary_emb_fraction": 0.5}, UnsupportedArchitectureError, "`rotary_emb_fraction`"),
+        ("nomic-bert", {"rotary_emb_interleaved": True}, UnsupportedArchitectureError, "`rotary_emb_interleaved`"),
+        ("nomic-bert", {"rotary_emb_scale_base": 512}, UnsupportedArchitectureError, "`rotary_emb_scale_base`"),
+        ("nomic-bert", {"rotary_scaling_factor": 2}, UnsupportedArchitectureError, "`rotary_scaling_factor`"),
+        ("nomic-bert", {"scale_attn_weights": False}, UnsupportedArchitectureError, "`scale_attn_weights`"),
+        ("nomic-bert", {"moe_every_n_layers": 2}, UnsupportedArchitectureError, "`moe_every_n_layers`"),
+        ("nomic-bert", {"hidden_size": 32}, UnsupportedArchitectureError, "`hidden_size` is 32"),
+        ("nomic-bert", {"rotary_emb_base": None}, CheckpointError, "`rotary_emb_base`: is missing"),
+        ("nomic-bert", {"auto_map": {"AutoModel": "evil.Model"}}, UnsupportedArchitectureError, "`auto_map.AutoModel` is evil.Model"),
+        ("nomic-bert", {"auto_map": {"AutoEvil": "evil.Model"}}, UnsupportedArchitectureError, "`auto_map.AutoEvil`"),
+        ("nomic-bert-native", {"hidden_act": "gelu"}, UnsupportedArchitectureError, "`hidden_act` is gelu"),
+        ("nomic-bert-native", {"head_dim": 8}, UnsupportedArchitectureError, "`head_dim` is 8"),
+        ("nomic-bert-native", {"rope_parameters": {"rope_type": "linear"}}, UnsupportedArchitectureError, "rope_type"),
         ("mistral", {"sliding_window": None}, CheckpointError, "`sliding_window`: is missing"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,

@@ -169,7 +169,7 @@ def test_spaces_are_kept_if_there_is_a_token_for_several(
         ("bert", {"tokens": [*"012345", "▁##a", "a"], "token_type": None}, "the same token twice"),
         ("t5", {"scores": [1.0]}, "1 scores"),
         ("t5", {"scores": None}, "is missing"),
-        ("t5", {"scores": [float("inf")] * 135}, "not a number"),
+        ("t5", {"scores": [float("inf")] * 302}, "not a number"),
         ("t5", {"unknown_token_id": 134}, "is of no token"),
         ("t5", {"precompiled_charsmap": [1, 2, 3]}, "leads out"),
         ("t5", {"precompiled_charsmap": [1000, 2, 3, 4]}, "not of bytes"),

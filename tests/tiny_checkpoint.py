@@ -91,9 +91,11 @@ class TinyCheckpoint:
 def _expanded(
     tensors: Mapping[str, Sequence[int]], n_layers: int
 ) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Each tensor of each layer; {j} is of all layers but the first."""
     for name, shape in tensors.items():
-        for i in range(n_layers if "{i}" in name else 1):
-            yield name.replace("{i}", str(i)), tuple(shape)
+        for i in range(n_layers if "{" in name else 1):
+            if i or "{j}" not in name:
+                yield name.replace("{i}", str(i)).replace("{j}", str(i)), tuple(shape)
 
 
 def stored(values: NDArray[np.float32], dtype: DenseType) -> bytes:

@@ -41,11 +41,16 @@ ARCHITECTURES = {
     "qwen3moe": "qwen3moe",
     "gpt-oss": "gpt_oss",
     "deepseek2": "deepseek2",
+    "bert": "bert",
+    "nomic-bert": "nomic_bert",
 }
 """`general.architecture` to the module in `archs`; no other module is ever imported for a file."""
 
 WITH_EXPERTS = {"llama": "mixtral"}
 """The same for files with experts, where GGUF has no name of its own for them."""
+
+GGUF_ENCODERS = frozenset({"bert", "nomic-bert"})
+"""Those of them that make vectors of text."""
 
 
 DECODERS = {
@@ -71,6 +76,8 @@ ENCODERS = {
     "roberta": "roberta",
     "xlm-roberta": "roberta",
     "distilbert": "distilbert",
+    "modernbert": "modernbert",
+    "nomic_bert": "nomic_bert",
 }
 """The same for `model_type` of a checkpoint's config.json."""
 

@@ -6,15 +6,18 @@ letters in shapes are those of `blocks`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from onnx import TensorProto
 
-from weightpkg.convert import blocks
+from weightpkg.convert import blocks, rotary
 from weightpkg.convert.graph import Graph, Value
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from weightpkg.convert.weights import Weight, Weights
 
 ACTIVATIONS = {"gelu": "BiasGelu", "gelu_new": "FastGelu", "gelu_pytorch_tanh": "FastGelu"}
@@ -181,7 +184,41 @@ def _add_and_norm(
     return add_and_norm(graph, y, x, vectors, sizes.layer_norm_eps)
 
 
-def add_and_norm(graph: Graph, y: Value, x: Value, vectors: list[Weight], epsilon: float) -> Value:
+def rotation(graph: Graph, frequencies: NDArray[np.float64], limit: int) -> rotary.Rotation:
+    """Return what turns heads at positions that count from 0 in each row.
+
+    Args:
+        graph: the graph.
+        frequencies: (D/2,).
+        limit: how many positions there are.
+    """
+    cos, sin = blocks.rotary_tables(graph, frequencies, limit)
+    # one number stands for 0, 1, 2, ... from there on
+    return rotary.Rotation(cos, sin, graph.constant(np.array([0], np.int64), "first"))
+
+
+def add_norm(
+    graph: Graph, x: Value, update: Value, vectors: Sequence[Weight], epsilon: float
+) -> tuple[Value, Value]:
+    """x, update: (B, T, E) -> norm(x + update), x + update.
+
+    vectors: the norm's weight, and perhaps its bias, each (E,).
+    """
+    constants = [graph.constant(vector.dense(), vector.name) for vector in vectors]
+    name = f"{constants[0]}.output"
+    normed, total = graph.op(
+        "SkipLayerNormalization",
+        (x, update, *constants),
+        outputs=(name, None, None, f"{name}.sum"),
+        domain=blocks.MICROSOFT,
+        attributes={"epsilon": epsilon},
+    )
+    return normed, total
+
+
+def add_and_norm(
+    graph: Graph, y: Value, x: Value, vectors: Sequence[Weight], epsilon: float
+) -> Value:
     """y, x: (B, T, E) -> norm(x + y), (B, T, E).
 
     vectors: the norm's weight and bias, and perhaps a bias of y, each (E,).
@@ -196,8 +233,8 @@ def add_and_norm(graph: Graph, y: Value, x: Value, vectors: list[Weight], epsilo
     return normed
 
 
-def norm(graph: Graph, x: Value, vectors: tuple[Weight, ...], epsilon: float) -> Value:
-    """x: (B, T, E) -> (B, T, E), of mean 0 and variance 1 over E, times a weight, plus a bias."""
+def norm(graph: Graph, x: Value, vectors: Sequence[Weight], epsilon: float) -> Value:
+    """x: (B, T, E) -> (B, T, E), of mean 0 and variance 1 over E, times a weight, plus perhaps a bias."""
     constants = [graph.constant(vector.dense(), vector.name) for vector in vectors]
     attributes = {"axis": -1, "epsilon": epsilon}
     return graph.op("LayerNormalization", (x, *constants), attributes=attributes)[0]

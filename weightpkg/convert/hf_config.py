@@ -113,6 +113,18 @@ class HFConfig:
             raise self._misread(key, f"a list, each of it {_NAMES[kind]}")
         return values
 
+    def strings(self, key: str) -> list[str]:
+        """Return a list of strings, empty if it is not there.
+
+        Raises:
+            CheckpointError: there is something else.
+        """
+        value = self._value(key, [], "a list of strings")
+        found = [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
+        if not isinstance(value, list) or len(found) != len(value):
+            raise self._misread(key, "a list of strings")
+        return found
+
     def group(self, key: str) -> HFConfig | None:
         """Return an object within this one, to be finished by itself; None if it is not there.
 

@@ -123,6 +123,15 @@ class Hyperparameters:
         self._must_be_head_size("attention.value_length", size)
         return size
 
+    def must_see_everything(self) -> None:
+        """Refuse an encoder whose tokens see those before them only.
+
+        Raises:
+            UnsupportedArchitectureError: that is what the file says.
+        """
+        if self.get("attention.causal", bool, default=False):
+            raise self.unsupported(f"`{self._architecture}.attention.causal` is true")
+
     def check_whole_heads_rotate(self, head_size: int) -> None:
         """Refuse a rotation of a part of each head.
 
@@ -196,8 +205,14 @@ def embedding_rows(file: GGUFFile) -> int:
     return tensor.shape[0]
 
 
+def segment_rows(file: GGUFFile) -> int:
+    """Return how many segments there are vectors for; 0 where the model knows none."""
+    tensor = file.tensors.get("token_types.weight")
+    return 0 if tensor is None else tensor.shape[0]
+
+
 def check(config: DataclassInstance, source: str) -> None:
-    """Refuse numbers that no model has, before anything is computed from them.
+    """Refuse numbers that no decoder has, before anything is computed from them.
 
     Args:
         config: an architecture's `Config`; every number with a fraction in it must be positive.
@@ -206,6 +221,23 @@ def check(config: DataclassInstance, source: str) -> None:
     Raises:
         UnsupportedArchitectureError: names the field.
     """
+    values = _check_numbers(config, source)
+    _check_factors(values, source)
+    heads, kv_heads = values["num_attention_heads"], values["num_key_value_heads"]
+    if values["head_dim"] % 16 or heads % kv_heads:  # the attention operator takes no others
+        text = f"{heads} heads, {kv_heads} for keys, of size {values['head_dim']}"
+        raise unsupported(source, f"{text}: not evenly divided")
+
+
+def check_encoder(config: DataclassInstance, source: str) -> None:
+    """The same of an encoder, whose heads divide its width."""
+    values = _check_numbers(config, source)
+    width, heads = values["hidden_size"], values["num_attention_heads"]
+    if width % heads:
+        raise unsupported(source, f"{heads} heads, a width of {width}: not evenly divided")
+
+
+def _check_numbers(config: DataclassInstance, source: str) -> dict[str, Any]:
     values = {field.name: getattr(config, field.name) for field in fields(config)}
     for name, value in values.items():
         if name in _LIMITS and value is not None:
@@ -214,11 +246,7 @@ def check(config: DataclassInstance, source: str) -> None:
             _check_positive(source, name, value)
     if values.get("rope_theta", math.inf) <= 1:
         raise unsupported(source, f"rope_theta is {values['rope_theta']}: no frequency is lower")
-    _check_factors(values, source)
-    heads, kv_heads = values["num_attention_heads"], values["num_key_value_heads"]
-    if values["head_dim"] % 16 or heads % kv_heads:  # the attention operator takes no others
-        text = f"{heads} heads, {kv_heads} for keys, of size {values['head_dim']}"
-        raise unsupported(source, f"{text}: not evenly divided")
+    return values
 
 
 def _check_factors(values: dict[str, Any], source: str) -> None:

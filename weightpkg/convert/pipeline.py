@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Protocol, Self, cast
 
-from weightpkg.convert import ARCHITECTURES, CONVERTER_VERSION, WITH_EXPERTS, tokenizer
+from weightpkg.convert import (
+    ARCHITECTURES,
+    CONVERTER_VERSION,
+    GGUF_ENCODERS,
+    WITH_EXPERTS,
+    tokenizer,
+)
 from weightpkg.convert.directory import Conversion, ModelDirectory, OutputFile
 from weightpkg.convert.genai import DecoderConfig, genai_config
-from weightpkg.convert.graph import DATA_FILE, Graph
+from weightpkg.convert.graph import DATA_FILE, Graph, Value
+from weightpkg.convert.sentence import add_sentence_embedding, read_gguf_head
 from weightpkg.convert.weights import Weights, read_gguf
 from weightpkg.digest import Digest
 from weightpkg.errors import UnsupportedArchitectureError
@@ -17,24 +26,53 @@ from weightpkg.formats.gguf import GGUFFile
 from weightpkg.progress import Progress
 
 
-class ArchitectureConfig(DecoderConfig, Protocol):
-    """The `Config` class of an architecture."""
+class GGUFDecoderConfig(DecoderConfig, Protocol):
+    """The `Config` class of a decoder."""
 
     @classmethod
     def from_gguf(cls, file: GGUFFile, /) -> Self:
         """Read a GGUF file's metadata."""
 
 
-class Architecture(Protocol):
-    """What a module of `archs` has."""
+class Decoder(Protocol):
+    """What a decoder's module of `archs` has: one that writes text."""
 
-    Config: type[ArchitectureConfig]
+    Config: type[GGUFDecoderConfig]
 
-    def gguf_names(self, config: ArchitectureConfig, /) -> dict[str, str]:
+    def gguf_names(self, config: GGUFDecoderConfig, /) -> dict[str, str]:
         """Return each GGUF tensor name with its canonical name."""
 
-    def build(self, graph: Graph, weights: Weights, config: ArchitectureConfig, /) -> None:
+    def build(self, graph: Graph, weights: Weights, config: GGUFDecoderConfig, /) -> None:
         """Add the whole model to the graph."""
+
+
+class GGUFEncoderConfig(Protocol):
+    """The `Config` class of an encoder."""
+
+    vocab_size: int
+    hidden_size: int
+
+    @classmethod
+    def from_gguf(cls, file: GGUFFile, /) -> Self:
+        """Read a GGUF file's metadata."""
+
+    @property
+    def max_length(self) -> int:
+        """How many tokens a text may have."""
+
+
+class Encoder(Protocol):
+    """What an encoder's module of `archs` has: one that makes vectors of text."""
+
+    Config: type[GGUFEncoderConfig]
+
+    def gguf_names(self, config: GGUFEncoderConfig, /) -> dict[str, str]:
+        """Return each GGUF tensor name with its canonical name."""
+
+    def build(
+        self, graph: Graph, weights: Weights, config: GGUFEncoderConfig, /
+    ) -> tuple[Value, Value]:
+        """Add the whole model to the graph; return its last hidden state and attention mask."""
 
 
 def convert(
@@ -68,9 +106,7 @@ def convert(
             )
         if file.get(f"{kind}.expert_count", int, 0):
             module = WITH_EXPERTS.get(kind, module)
-        architecture = cast(
-            "Architecture", importlib.import_module(f"weightpkg.convert.archs.{module}")
-        )
+        architecture = importlib.import_module(f"weightpkg.convert.archs.{module}")
         files = _convert(file, kind, architecture, digest, ModelDirectory(directory), progress)
         return Conversion(kind, source.stat().st_size, files)
 
@@ -78,26 +114,46 @@ def convert(
 def _convert(
     file: GGUFFile,
     kind: str,
-    architecture: Architecture,
+    architecture: ModuleType,
     digest: Digest,
     output: ModelDirectory,
     progress: Progress,
 ) -> tuple[OutputFile, ...]:
-    config = architecture.Config.from_gguf(file)
-    words = tokenizer.read_gguf(file, config.vocab_size)
-    weights = read_gguf(file, architecture.gguf_names(config))
     graph = Graph(kind)
-    architecture.build(graph, weights, config)
-    weights.finish()
-
+    if kind in GGUF_ENCODERS:
+        documents = _build_encoder(graph, file, kind, cast("Encoder", architecture))
+    else:
+        documents = _build_decoder(graph, file, cast("Decoder", architecture))
     with (
         progress.task(f"converting {file.name}", graph.data_size) as advance,
         output.create(DATA_FILE, advance) as data,
     ):
         graph.write_data(data)
     output.write("model.onnx", graph.model({"weightpkg.source": str(digest)}))
-    output.write("tokenizer.json", words.tokenizer_json())
-    output.write("tokenizer_config.json", words.tokenizer_config_json())
-    output.write("genai_config.json", genai_config(config, words))
+    for name, content in documents.items():
+        output.write(name, content)
     source = {"format": "gguf", "sha256": digest.hex, "architecture": kind}
     return output.finish({"converter-version": CONVERTER_VERSION, "sources": [source]})
+
+
+def _build_decoder(graph: Graph, file: GGUFFile, decoder: Decoder) -> dict[str, bytes]:
+    """Add the model to the graph; return the files that belong to it."""
+    config = decoder.Config.from_gguf(file)
+    words = tokenizer.read_gguf(file, config.vocab_size)
+    weights = read_gguf(file, decoder.gguf_names(config))
+    decoder.build(graph, weights, config)
+    weights.finish()
+    return {**words.files(), "genai_config.json": genai_config(config, words)}
+
+
+def _build_encoder(graph: Graph, file: GGUFFile, kind: str, encoder: Encoder) -> dict[str, bytes]:
+    """The same, with what makes one vector of a text if the file says so."""
+    config = encoder.Config.from_gguf(file)
+    head = read_gguf_head(file, kind, config.hidden_size)
+    words = tokenizer.read_gguf(file, config.vocab_size)
+    weights = read_gguf(file, encoder.gguf_names(config))
+    x, mask = encoder.build(graph, weights, config)
+    weights.finish()
+    if head is not None:
+        add_sentence_embedding(graph, x, mask, head)
+    return replace(words, max_length=config.max_length).files()

@@ -1,6 +1,7 @@
 """What sentence-transformers puts on an encoder: one vector for a text, as a part of the graph.
 
-`modules.json` lists the steps: the encoder, pooling over its tokens, and perhaps normalisation.
+`modules.json` lists the steps: the encoder, pooling over its tokens, and perhaps normalisation. A GGUF
+file has the way of pooling alone, and llama.cpp normalises.
 https://github.com/UKPLab/sentence-transformers/blob/v5.1.0/sentence_transformers/models/Pooling.py
 """
 
@@ -18,6 +19,7 @@ from weightpkg.errors import UnsupportedArchitectureError, shown
 from weightpkg.formats.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
+    from weightpkg.formats.gguf import GGUFFile
     from weightpkg.formats.json_text import JSON
 
 _MODULES = "modules.json"
@@ -66,6 +68,30 @@ def read_sentence_head(checkpoint: Checkpoint, width: int) -> SentenceHead | Non
     poolings = _read_poolings(checkpoint, f"{steps[1][1]}/config.json", width)
     is_normalized = kinds[-1] == "Normalize"
     return SentenceHead(poolings=poolings, is_normalized=is_normalized, width=len(poolings) * width)
+
+
+# `enum llama_pooling_type`; 0 is none, 4 is for ranking
+_GGUF_POOLINGS = {1: "mean", 2: "cls", 3: "lasttoken"}
+
+
+def read_gguf_head(file: GGUFFile, kind: str, width: int) -> SentenceHead | None:
+    """Read the pooling of a GGUF file; None if it has none. Vectors are of length 1, as llama.cpp's.
+
+    Args:
+        file: an open file.
+        kind: its architecture.
+        width: of the encoder's vectors.
+
+    Raises:
+        GGUFError: the key is of the wrong type.
+        UnsupportedArchitectureError: a pooling that is not known.
+    """
+    pooling = file.get(f"{kind}.pooling_type", int, 0)
+    if pooling == 0:
+        return None
+    if pooling not in _GGUF_POOLINGS:
+        raise UnsupportedArchitectureError(f"`{file.name}`: pooling of type {pooling}: not handled")
+    return SentenceHead(poolings=(_GGUF_POOLINGS[pooling],), is_normalized=True, width=width)
 
 
 def _read_modules(checkpoint: Checkpoint) -> list[tuple[str, str]]:

@@ -4,8 +4,8 @@ Text is cut into words and signs; a word is the longest token that begins it, th
 on from there, and so on, or unknown as a whole. BERT marks tokens that go on with `##`, GGUF those that
 begin with `▁`, which is undone here, and says at most whether letters become small.
 
-Where llama.cpp cuts text or changes letters otherwise than BERT's own tokenizer, as it does with
-unknown words of over 100 characters and with some signs and accents, this follows BERT's.
+Where llama.cpp does otherwise than BERT's own tokenizer, this follows the latter: words of over 100
+characters are unknown, and Korean syllables keep all of their letters.
 https://github.com/ggml-org/llama.cpp/blob/0c1e57098/src/llama-vocab.cpp `llm_tokenizer_wpm_session`
 https://github.com/google-research/bert/blob/eedf5716ce1268e56f0a50264a88cafad334ac61/tokenization.py
 """

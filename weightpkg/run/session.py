@@ -7,6 +7,7 @@ writes the new positions behind the old ones. Buffers grow in steps as the text 
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 # Prompts enter in pieces of this many tokens: enough for full speed, and memory stays bounded.
 _CHUNK = 512
 _FIRST_CAPACITY = 512
+_MANIFEST = "weightpkg.toml"
 
 # onnxruntime's exceptions have no base of their own
 _ORT_ERRORS = (
@@ -60,6 +62,12 @@ class ModelConfig:
             RunError: there is none, or not of a decoder-only model.
         """
         path = directory / "genai_config.json"
+        if _is_encoder(directory, path.name):
+            raise RunError(
+                "the model makes vectors of texts (embeddings), and writes no text",
+                hint="in Python `weightpkg.path(NAME)` is the directory of its model.onnx, which has "
+                "`last_hidden_state` and mostly `sentence_embedding`, and its tokenizer.json",
+            )
         try:
             model = json.loads(path.read_bytes())["model"]
             decoder = model["decoder"]
@@ -82,6 +90,16 @@ class ModelConfig:
                 f"`{path}` is not a text model's configuration: {error}",
                 hint="`weightpkg verify` tells whether the model is damaged",
             ) from error
+
+
+def _is_encoder(directory: Path, name: str) -> bool:
+    """Whether a directory was made without the configuration of a text model."""
+    try:
+        manifest = tomllib.loads((directory / _MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    files = manifest.get("files", [])
+    return bool(files) and all(file.get("path") != name for file in files)
 
 
 class Session:

@@ -2,8 +2,10 @@
 
 Every token sees every other that is not padding. The pooler on top (of the first token, through tanh)
 and the head of the training are left out: sentence embeddings are made of the last hidden state.
+
 GGUF has RoBERTa and XLM-RoBERTa under this name too, with the rows of their positions cut off that
-no token has, so that they count from 0, and with one segment.
+no token has, so that they count from 0; and DistilBERT, without segments. It does not say which GELU is
+meant: this is the exact one that all of these were trained with, where llama.cpp computes another.
 https://github.com/huggingface/transformers/blob/v4.57.0/src/transformers/models/bert/modeling_bert.py
 """
 
@@ -13,12 +15,15 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from weightpkg.convert import blocks, encoder
+from weightpkg.convert import blocks, encoder, hyperparameters
 from weightpkg.convert.hf_config import HFConfig, check_sizes
+from weightpkg.convert.hyperparameters import Hyperparameters, embedding_rows, segment_rows
+from weightpkg.convert.weights import expand_names
 
 if TYPE_CHECKING:
     from weightpkg.convert.graph import Graph, Value
     from weightpkg.convert.weights import Weights
+    from weightpkg.formats.gguf import GGUFFile
 
 _UNUSED = re.compile(r"embeddings\.position_ids|pooler\..*|cls\..*")
 _OLD_NAMES = {"gamma": "weight", "beta": "bias"}
@@ -67,6 +72,33 @@ class Config:
             raise config.unsupported("`hidden_size` is not a multiple of `num_attention_heads`")
         return found
 
+    @classmethod
+    def from_gguf(cls, file: GGUFFile) -> Config:
+        """Read the `bert.*` keys.
+
+        Raises:
+            GGUFError: a key is missing or of the wrong type.
+            TensorMismatchError: there is no embedding.
+            UnsupportedArchitectureError: a key changes the mathematics in a way not known here.
+        """
+        keys = Hyperparameters(file, "bert")
+        keys.must_see_everything()
+        config = cls(
+            vocab_size=embedding_rows(file),
+            hidden_size=keys.get("embedding_length", int),
+            intermediate_size=keys.get("feed_forward_length", int),
+            num_hidden_layers=keys.layers(),
+            num_attention_heads=keys.get("attention.head_count", int),
+            max_position_embeddings=keys.get("context_length", int),
+            type_vocab_size=segment_rows(file),
+            layer_norm_eps=keys.get("attention.layer_norm_epsilon", float),
+            hidden_act="gelu",
+        )
+        keys.ignore("pooling_type")  # of what is made of the last hidden state
+        keys.finish()
+        hyperparameters.check_encoder(config, file.name)
+        return config
+
     @property
     def max_length(self) -> int:
         """How many tokens a text may have."""
@@ -79,6 +111,30 @@ def canonical_name(name: str) -> str | None:
     stem, _, last = name.rpartition(".")
     name = f"{stem}.{_OLD_NAMES.get(last, last)}"
     return None if _UNUSED.fullmatch(name) else name
+
+
+_GGUF_NAMES = {
+    "token_embd": "embeddings.word_embeddings",
+    "token_types": "embeddings.token_type_embeddings",
+    "position_embd": "embeddings.position_embeddings",
+    "token_embd_norm": "embeddings.LayerNorm",
+}
+_GGUF_LAYER_NAMES = {
+    "attn_q": "attention.self.query",
+    "attn_k": "attention.self.key",
+    "attn_v": "attention.self.value",
+    "attn_output": "attention.output.dense",
+    "attn_output_norm": "attention.output.LayerNorm",
+    "ffn_up": "intermediate.dense",
+    "ffn_down": "output.dense",
+    "layer_output_norm": "output.LayerNorm",
+}
+
+
+def gguf_names(config: Config) -> dict[str, str]:
+    """Return each GGUF tensor name with its canonical name."""
+    n_layers = config.num_hidden_layers
+    return expand_names(_GGUF_NAMES, _GGUF_LAYER_NAMES, n_layers, "encoder.layer")
 
 
 def build(graph: Graph, weights: Weights, config: Config) -> tuple[Value, Value]:
@@ -103,11 +159,14 @@ def _embeddings(graph: Graph, ids: Value, weights: Weights, config: Config) -> V
     def table(name: str, rows: int) -> blocks.Matrix:
         return encoder.table(graph, weights, f"embeddings.{name}_embeddings.weight", (rows, width))
 
-    words = blocks.embedding(graph, ids, table("word", config.vocab_size))
-    kinds = encoder.segments(graph, weights, config.type_vocab_size, width)
+    x = blocks.embedding(graph, ids, table("word", config.vocab_size))
+    kinds: Value | None = None
+    if config.type_vocab_size:
+        kinds = encoder.segments(graph, weights, config.type_vocab_size, width)
     positions = table("position", config.max_position_embeddings)
     places = blocks.embedding(graph, encoder.positions(graph, ids), positions)  # (T, E)
-    (x,) = graph.op("Add", (words, kinds))
+    if kinds is not None:
+        (x,) = graph.op("Add", (x, kinds))
     (x,) = graph.op("Add", (x, places))
     norm = weights.take_norm("embeddings.LayerNorm", width)
     return encoder.norm(graph, x, norm, config.layer_norm_eps)
