@@ -540,7 +540,7 @@ class TinyModel:
             page["metadata"],
             shapes,
             page["config"],
-            page["golden"],
+            page.get("golden", {}),
         )
 
     def weights(self) -> dict[str, NDArray[np.float32]]:

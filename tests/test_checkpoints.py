@@ -660,7 +660,8 @@ def with_file(source: Path, name: str, content: bytes) -> Path:
         ("tokenizer.json", b"{}", "has no `model.vocab`"),
         ("tokenizer.json", b'{"model": {"vocab": {"a": 302}}}', "id 302 is not one of 302"),
         ("tokenizer.json", b'{"model": {"vocab": {"a": -1}}}', "not a whole number"),
-        ("tokenizer.json", b'{"model": {"vocab": {}}, "added_tokens": [{"id": 9999}]}', "id 9999"),
+        ("tokenizer.json", b'{"model": {"vocab": {}}, "added_tokens": {}}', "no list of added"),
+        ("tokenizer.json", b'{"model": {"vocab": {}}, "added_tokens": [1]}', "not a whole number"),
         ("tokenizer.json", json.dumps({"model": {"vocab": [["a", 0.0]] * 303}}).encode(), "id 302"),
         ("tokenizer_config.json", b'{"chat_template": 5}', "not a string"),
         ("tokenizer_config.json", b'{"model_max_length": 1e999}', "too large"),
@@ -767,6 +768,16 @@ def test_a_tokenizer_keeps_its_bytes_unless_it_cuts_or_pads(tmp_path: Path) -> N
     with_file(source, "tokenizer.json", json.dumps({**document, "truncation": cut}).encode())
     convert(source, tmp_path / "cut")
     assert json.loads((tmp_path / "cut" / "tokenizer.json").read_bytes()) == document
+
+
+def test_added_tokens_that_the_model_has_no_row_for_are_left_out(tmp_path: Path) -> None:
+    source = TinyCheckpoint.read("gemma3").write(tmp_path / "source")
+    document = json.loads((source / "tokenizer.json").read_bytes())
+    image = {**document["added_tokens"][0], "id": 302, "content": "<image_soft_token>"}
+    more = {**document, "added_tokens": [*document["added_tokens"], image]}
+    with_file(source, "tokenizer.json", json.dumps(more).encode())
+    convert(source, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "tokenizer.json").read_bytes()) == document
 
 
 def test_special_tokens_and_template_are_gathered(tmp_path: Path) -> None:

@@ -197,6 +197,7 @@ def test_onnxruntime_genai_loads_it_unchanged_and_says_the_same(convert_tiny: Co
     ("key", "value", "reason"),
     [
         ("llama.expert_shared_count", 8, "expert_shared_count"),
+        ("llama.rope.scaling.type", "longrope", "longrope"),
         ("llama.block_count", 100_000, "num_hidden_layers"),
         ("llama.context_length", 2**31 - 1, "max_position_embeddings"),
         ("llama.attention.head_count_kv", 3, "not evenly divided"),

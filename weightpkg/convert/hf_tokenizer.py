@@ -110,28 +110,45 @@ def _tokenizer_json(checkpoint: Checkpoint, vocab_size: int, max_length: int | N
     name = "tokenizer.json"
     limits = {"max_bytes": _MAX_TOKENIZER_SIZE, "max_marks": _MAX_TOKENIZER_MARKS}
     fields = checkpoint.fields(name, **limits)
-    largest = max(_token_ids(checkpoint, fields), default=-1)
+    largest = max(_vocabulary_ids(checkpoint, fields), default=-1)
     if largest >= vocab_size:
         reason = f"id {largest} is not one of {vocab_size:,} tokens"
         raise checkpoint.error(name, reason, place="vocabulary")
-    cut = truncation(max_length)
-    if fields.get("padding") is None and fields.get("truncation") == cut:
+    # Gemma's has a token for images, which models that do not take any have no row for
+    added = _added_tokens(checkpoint, fields)
+    kept: list[JSON] = [token for i, token in added if i < vocab_size]
+    changes: dict[str, JSON] = {"truncation": truncation(max_length), "padding": None}
+    if len(kept) < len(added):
+        changes["added_tokens"] = kept
+    if all(fields.get(key) == value for key, value in changes.items()):
         return checkpoint.content(name, max_bytes=_MAX_TOKENIZER_SIZE)
-    return _json(checkpoint, name, {**fields, "truncation": cut, "padding": None})
+    return _json(checkpoint, name, {**fields, **changes})
 
 
-def _token_ids(checkpoint: Checkpoint, fields: dict[str, JSON]) -> list[int]:
-    """Every id of the vocabulary: a table, or a list of tokens with scores, and tokens added to it."""
-    model, added = fields.get("model"), fields.get("added_tokens", [])
+def _vocabulary_ids(checkpoint: Checkpoint, fields: dict[str, JSON]) -> list[int]:
+    """Every id of the vocabulary, a table, or the last one of a list of tokens with scores."""
+    model = fields.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
-    if not isinstance(vocabulary, dict | list) or not isinstance(added, list):
-        raise checkpoint.error("tokenizer.json", "has no `model.vocab`, or no list of added tokens")
-    ids: list[JSON] = [*vocabulary.values()] if isinstance(vocabulary, dict) else []
-    ids += [token.get("id") if isinstance(token, dict) else None for token in added]
-    found = [i for i in ids if type(i) is int and i >= 0]
-    if len(found) != len(ids):
+    if isinstance(vocabulary, list):
+        return [len(vocabulary) - 1]
+    if not isinstance(vocabulary, dict):
+        raise checkpoint.error("tokenizer.json", "has no `model.vocab`")
+    return [_id(checkpoint, value) for value in vocabulary.values()]
+
+
+def _added_tokens(checkpoint: Checkpoint, fields: dict[str, JSON]) -> list[tuple[int, JSON]]:
+    """Each token that is added to the vocabulary, behind its id."""
+    added = fields.get("added_tokens", [])
+    if not isinstance(added, list):
+        raise checkpoint.error("tokenizer.json", "has no list of added tokens")
+    ids = (token.get("id") if isinstance(token, dict) else None for token in added)
+    return [(_id(checkpoint, value), token) for value, token in zip(ids, added, strict=True)]
+
+
+def _id(checkpoint: Checkpoint, value: JSON) -> int:
+    if type(value) is not int or value < 0:
         raise checkpoint.error("tokenizer.json", "an id of a token is not a whole number")
-    return [*found, len(vocabulary) - 1] if isinstance(vocabulary, list) else found
+    return value
 
 
 def _tokenizer_config_json(checkpoint: Checkpoint) -> bytes:

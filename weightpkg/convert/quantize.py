@@ -39,8 +39,8 @@ _CHUNK = 8192
 _TINY = np.finfo(np.float32).tiny
 
 # Few bytes and much harm: a token's own vector, and which token comes next.
-_EIGHT_BITS = re.compile(r"(.*\.)?(embed_tokens|word_embeddings)\.weight|lm_head\.weight")
-_DENSE = re.compile(r".*\.(position|token_type)_embeddings\.weight")
+_EIGHT_BITS = re.compile(r"(.*\.)?(embed_tokens|word_embeddings|wte)\.weight|lm_head\.weight")
+_DENSE = re.compile(r".*\.((position|token_type)_embeddings|wpe)\.weight")
 
 
 def quantizer(quantization: Quantization) -> Callable[[Weight], Weight]:

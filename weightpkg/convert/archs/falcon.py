@@ -94,6 +94,7 @@ class Config:
         """
         config.expect("architectures", ["FalconForCausalLM"])
         config.expect_own_code("falcon")
+        config.ignore("ff_factor")  # `ffn_hidden_size` says it again
         config.expect("parallel_attn", True)
         config.expect("activation", "gelu")
         heads, hidden_size = config.get("num_attention_heads", int), config.get("hidden_size", int)
