@@ -30,7 +30,7 @@ ORDER = [
     "transfer", "fetch", "resolve", "reference", "retention",
     "convert", "convert.graph", "convert.weights", "convert.quantize", "convert.rope", "convert.blocks",
     "convert.experts", "convert.rotary", "convert.hyperparameters", "convert.hf_config", "convert.hf_decoder",
-    "convert.packed", "convert.packings", "convert.encoder", "convert.archs", "convert.archs.bert", "convert.archs.roberta", "convert.archs.distilbert", "convert.archs.llama", "convert.archs.qwen2", "convert.archs.qwen3", "convert.archs.phi3", "convert.archs.granite", "convert.archs.olmo2", "convert.archs.smollm3", "convert.archs.stablelm", "convert.archs.starcoder2", "convert.archs.gpt2", "convert.archs.falcon", "convert.archs.gemma2", "convert.archs.gemma3", "convert.archs.mixtral", "convert.archs.qwen3moe", "convert.archs.gpt_oss", "convert.archs.deepseek2",
+    "convert.packed", "convert.small_floats", "convert.packings", "convert.encoder", "convert.archs", "convert.archs.bert", "convert.archs.roberta", "convert.archs.distilbert", "convert.archs.llama", "convert.archs.qwen2", "convert.archs.qwen3", "convert.archs.phi3", "convert.archs.granite", "convert.archs.olmo2", "convert.archs.smollm3", "convert.archs.stablelm", "convert.archs.starcoder2", "convert.archs.gpt2", "convert.archs.falcon", "convert.archs.gemma2", "convert.archs.gemma3", "convert.archs.mixtral", "convert.archs.qwen3moe", "convert.archs.gpt_oss", "convert.archs.deepseek2",
     "convert.sentence", "convert.sentencepiece", "convert.wordpiece", "convert.unigram", "convert.tokenizer",
     "convert.hf_tokenizer", "convert.genai", "convert.directory", "convert.pipeline", "convert.checkpoints",
     "convert.limits", "convert.messages", "convert.published", "convert.child_worker", "convert.child",

@@ -218,7 +218,6 @@ def _read_llama3(config: HFConfig, group: HFConfig) -> Llama3Scaling:
 
 def _read_yarn(config: HFConfig, group: HFConfig) -> Scaling:
     group.ignore("finetuned")
-    group.expect("truncate", True)
     factor = group.positive("factor")
     attention = yarn_attention_factor(factor)
     if "mscale" in group and "mscale_all_dim" in group:
@@ -231,6 +230,7 @@ def _read_yarn(config: HFConfig, group: HFConfig) -> Scaling:
         beta_fast=group.positive("beta_fast", 32.0),
         beta_slow=group.positive("beta_slow", 1.0),
         attention_factor=group.positive("attention_factor", attention),
+        truncate=group.get("truncate", bool, True),
     )
 
 
