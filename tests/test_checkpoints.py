@@ -544,7 +544,7 @@ def test_a_head_that_is_written_though_tied_must_be_the_embedding(tmp_path: Path
         ("llama", {"quantization_config": {"quant_method": "new"}}, UnsupportedQuantizationError, "method `new`"),
         ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, UnsupportedArchitectureError, "`dynamic`"),
         ("llama-yarn", {"rope_scaling": {"type": "yarn"}}, CheckpointError, "`rope_scaling.factor`: is missing"),
-        ("llama-yarn", {"rope_scaling": {"type": "yarn", "factor": 4.0, "truncate": False}}, UnsupportedArchitectureError, "`rope_scaling.truncate`"),
+        ("llama-yarn", {"rope_scaling": {"type": "yarn", "factor": 4.0, "truncate": "no"}}, CheckpointError, "`rope_scaling.truncate`: must be true or false"),
         ("llama-yarn", {"rope_scaling": {"type": "yarn", "factor": 4.0, "beta_fast": 0}}, UnsupportedArchitectureError, "`rope_scaling.beta_fast`"),
         ("llama-yarn", {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 0}}, UnsupportedArchitectureError, "max_position_embeddings is 0"),
         ("llama-yarn", {"original_max_position_embeddings": 8}, UnsupportedArchitectureError, "`rope_scaling.original_max_position_embeddings`"),

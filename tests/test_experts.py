@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 EXPERTS, CHOSEN, WIDTH, INNER = 5, 2, 256, 512
 
 
-def stacked(name: str, part: str, rows: int, width: int) -> tuple[Weight, NDArray[np.float32]]:
+def stacked(
+    name: str, part: str, rows: int, width: int
+) -> tuple[experts.Experts, NDArray[np.float32]]:
     """A random matrix for each expert, and what they stand for."""
     kind = TYPES[name]
     assert kind.layout is not None
@@ -30,7 +32,7 @@ def stacked(name: str, part: str, rows: int, width: int) -> tuple[Weight, NDArra
     shape = (EXPERTS, rows, width)
     made = Weight(part, shape, kind.layout, lambda a, b: ggml.decode_rows(kind, raw[a:b]))
     plain = weights(name, raw).reshape(shape)
-    return made, plain
+    return [experts.one_of(made, i) for i in range(EXPERTS)], plain
 
 
 def mixture(
@@ -66,7 +68,7 @@ def test_a_mixture_is_that_of_the_weights(
     scores_in = graph.input("scores", np.float32, ("b", "t", EXPERTS))
     choice = experts.choose_by_softmax(graph, scores_in, EXPERTS, CHOSEN)
     (gate, _), (up, _), (down, _) = made
-    y = experts.swiglu_mixture(graph, x_in, choice, (gate, up), down, "gate_up")
+    y = experts.swiglu_mixture(graph, x_in, choice, (gate, up), down, "experts")
     expected = mixture(x, scores, *(plain for _, plain in made))
     found = run(graph, y, tmp_path, x=x, scores=scores)
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
@@ -99,7 +101,7 @@ def test_experts_of_two_layouts_have_two_products(
 def test_gpt_oss_clamps_before_it_multiplies(tmp_path: Path, value: float) -> None:
     graph = Graph("swiglu")
     gate, up = (graph.input(name, np.float32, (1, 1, 1)) for name in ("gate", "up"))
-    y = gpt_oss.clamped_swiglu(graph, gate, up)
+    y = gpt_oss.clamped_swiglu(graph, gate, up, 1.702, 7.0)
     feed = {"gate": np.array([[[value]]], "f4"), "up": np.array([[[-value]]], "f4")}
     high, low = min(value, 7.0), max(-7.0, min(-value, 7.0))
     expected = high / (1 + np.exp(-1.702 * high)) * (low + 1)

@@ -343,7 +343,7 @@ def test_biases_of_zeros_are_no_obstacle_and_others_are(tmp_path: Path) -> None:
         (gptq_config(group_size=64), TensorMismatchError, "scales` has shape"),
         (awq_config(version="gemv"), UnsupportedArchitectureError, "is gemv"),
         (awq_config(zero_point=False), UnsupportedArchitectureError, "zero_point"),
-        (compressed_config(format="float-quantized"), UnsupportedArchitectureError, "float-quantized"),
+        (compressed_config(format="naive-quantized"), UnsupportedArchitectureError, "naive-quantized"),
         (compressed_config(kv_cache_scheme={"num_bits": 8}), UnsupportedArchitectureError, "kv_cache_scheme"),
         (compressed_config({"num_bits": 3}), UnsupportedArchitectureError, "num_bits"),
         (compressed_config({"strategy": "block"}), UnsupportedArchitectureError, "strategy"),

@@ -46,7 +46,7 @@ class TinyCheckpoint:
     @classmethod
     def read(cls, name: str) -> TinyCheckpoint:
         page = tomllib.loads((PAGES / f"{name}.toml").read_text(encoding="utf-8"))
-        config = page["config"]
+        config = page["config"] | dict.fromkeys(page.get("nulls", []))
         sizes = (config.get(key) for key in ("num_hidden_layers", "n_layers"))
         n_layers = next(filter(None, sizes), None) or page["layers"]
         shapes = dict(_expanded(page["tensors"], n_layers))
@@ -84,8 +84,9 @@ class TinyCheckpoint:
 
     def changed(self, **config: Any) -> TinyCheckpoint:
         """The same with other keys in config.json; None removes one."""
-        keys = {**self.config, **config}
-        return replace(self, config={key: v for key, v in keys.items() if v is not None})
+        kept = {key: value for key, value in self.config.items() if key not in config}
+        given = {key: value for key, value in config.items() if value is not None}
+        return replace(self, config={**kept, **given})
 
 
 def _expanded(

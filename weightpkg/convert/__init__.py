@@ -70,6 +70,11 @@ DECODERS = {
     "stablelm": "stablelm",
     "starcoder2": "starcoder2",
     "falcon": "falcon",
+    "mixtral": "mixtral",
+    "qwen3_moe": "qwen3moe",
+    "gpt_oss": "gpt_oss",
+    "deepseek_v2": "deepseek2",
+    "deepseek_v3": "deepseek2",
 }
 ENCODERS = {
     "bert": "bert",

@@ -90,6 +90,14 @@ class Decoder(Architecture, Protocol):
         """Add the whole model to the graph."""
 
 
+@runtime_checkable
+class Stacking(Protocol):
+    """What it has as well if tensors of its checkpoints hold several matrices."""
+
+    def unstacked(self, weights: Weights, /) -> Weights:
+        """Return each matrix by its own canonical name."""
+
+
 class Encoder(Architecture, Protocol):
     """What an encoder's has: one that makes vectors of text."""
 
@@ -166,7 +174,7 @@ def _read_weights(
         weights = read_packed(tensors, architecture.canonical_name, packing)
     if isinstance(architecture, Rearranging):
         return weights.changed(architecture.canonical_weight)
-    return weights
+    return architecture.unstacked(weights) if isinstance(architecture, Stacking) else weights
 
 
 def _write_data(

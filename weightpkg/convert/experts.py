@@ -3,7 +3,7 @@
 Tokens are sorted by their experts, so that each expert has one product with all of its tokens, of
 which there may be none: the operators return at once then. Every expert's matrix is a constant of
 its own, in the same form as any other matrix, so that every type of block goes in unchanged. QMoE,
-one operator for all of it, has no offsets (docs/decisions/experts.md).
+one operator for all of it, has no offsets (docs/decisions/mixtures-of-experts.md).
 
 Letters in shapes as in `blocks`; X experts, C experts that a token goes to, R = B*T*C.
 """
@@ -12,20 +12,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
 from onnx import TensorProto
 
 from weightpkg.convert import blocks
+from weightpkg.convert.weights import Place, Weight, Weights, alike
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from weightpkg.convert.graph import Graph, Value
-    from weightpkg.convert.weights import Weight
-    from weightpkg.tensor import BlockLayout, Blocks
+    from weightpkg.tensor import Blocks
+
+Experts = Sequence[Weight]
+"""A matrix (N, K) for each expert."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,13 @@ def choose_by_softmax(graph: Graph, logits: Value, n_experts: int, n_chosen: int
     """
     highest, experts = top(graph, logits, n_chosen)
     (weights,) = graph.op("Softmax", (highest,), attributes={"axis": -1})
+    return Choice(experts, weights, n_experts, n_chosen)
+
+
+def choose_by_share(graph: Graph, logits: Value, n_experts: int, n_chosen: int) -> Choice:
+    """logits: (B, T, X) -> the highest; their weights are those of a softmax of all."""
+    (shares,) = graph.op("Softmax", (logits,), attributes={"axis": -1})
+    weights, experts = top(graph, shares, n_chosen)
     return Choice(experts, weights, n_experts, n_chosen)
 
 
@@ -113,61 +122,104 @@ def combine(graph: Graph, y: Value, x: Value, width: int, choice: Choice, pairs:
     return graph.op("Reshape", (total, shape))[0]  # (B*T, 1, E) -> (B, T, E)
 
 
+def take(weights: Weights, name: str, n_experts: int, shape: tuple[int, int]) -> Experts:
+    """Return a matrix for each expert: of one tensor for all, as GGUF has it, or of one for each.
+
+    Args:
+        weights: of the model.
+        name: of all of a layer's experts, with {} where the number of one of them stands, if it does.
+        n_experts: how many there are.
+        shape: (N, K).
+
+    Raises:
+        TensorMismatchError: a tensor is missing or has another shape.
+    """
+    whole = name.replace(".{}", "")
+    if whole not in weights:
+        return [weights.take(name.format(i), shape) for i in range(n_experts)]
+    stacked = weights.take(whole, (n_experts, *shape))
+    return [one_of(stacked, i) for i in range(n_experts)]
+
+
+def one_of(weight: Weight, i: int) -> Weight:
+    """Return the matrix of one expert, or of one head: (X, N, K) -> (N, K)."""
+    height, width = weight.shape[1:]
+
+    def rows(start: int, stop: int) -> Blocks | NDArray[np.float32]:
+        return weight.rows(i * height + start, i * height + stop)
+
+    place = weight.place
+    if place is not None:
+        place = Place(place.file, place.offset + 4 * i * height * width)
+    shape = (height, width)
+    return replace(weight, name=f"{weight.name}.{i}", shape=shape, rows=rows, place=place)
+
+
 def projections(
     graph: Graph,
     x: Value,
-    weights: Sequence[Weight],
+    parts: Sequence[Experts],
     name: str,
     pairs: Dispatch,
     biases: Sequence[Weight] = (),
 ) -> tuple[Value, ...]:
-    """x: (1, R, K) -> (1, R, N) for each weight; neighbours of one layout share one product.
+    """x: (1, R, K) -> (1, R, N) for each part, each row by its own expert.
 
-    weights: (X, N, K), a matrix for each expert; biases: (X, N).
+    Parts share one product where that takes no copy for any expert. biases: (X, N), of each part.
     """
     values: list[Value] = []
-    for _, group in groupby(weights, key=lambda weight: weight.layout):
-        alike = list(group)
-        y = _linear(graph, x, alike, name, pairs)
+    for count in _together(parts):
+        group = parts[len(values) :][:count]
+        matrices = [
+            blocks.add_matrix(graph, f"{name}.{i}", weights)
+            for i, weights in enumerate(zip(*group, strict=True))
+        ]
+        y = _linear(graph, x, matrices, pairs)
         if biases:
-            y = _add_bias(graph, y, biases[len(values) :][: len(alike)], pairs)
-        values += blocks.split(graph, y, [weight.shape[1] for weight in alike])
+            y = _add_bias(graph, y, biases[len(values) :][:count], pairs)
+        values += blocks.split(graph, y, [part[0].shape[0] for part in group])
     return tuple(values)
 
 
+def _together(parts: Sequence[Experts]) -> list[int]:
+    """Return how many neighbours are one matrix, which must be the same for all experts."""
+    ways = {tuple(map(len, alike(weights))) for weights in zip(*parts, strict=True)}
+    return list(ways.pop()) if len(ways) == 1 else [1] * len(parts)
+
+
 def project(
-    graph: Graph, x: Value, weight: Weight, pairs: Dispatch, bias: Weight | None = None
+    graph: Graph, x: Value, part: Experts, name: str, pairs: Dispatch, bias: Weight | None = None
 ) -> Value:
-    """x: (1, R, K) -> (1, R, N), by (X, N, K) and perhaps a bias (X, N)."""
-    biases = () if bias is None else (bias,)
-    return projections(graph, x, [weight], weight.name, pairs, biases)[0]
+    """x: (1, R, K) -> (1, R, N), by a matrix for each expert and perhaps a bias (X, N)."""
+    return projections(graph, x, [part], name, pairs, () if bias is None else (bias,))[0]
 
 
-def _linear(graph: Graph, x: Value, weights: Sequence[Weight], name: str, pairs: Dispatch) -> Value:
+def _linear(graph: Graph, x: Value, matrices: Sequence[blocks.Matrix], pairs: Dispatch) -> Value:
     """x: (1, R, K) -> (1, R, N), each row by the matrix of its own expert."""
-    matrices = [
-        blocks.add_matrix(graph, f"{name}.{i}", [one_of(weight, i) for weight in weights])
-        for i in range(pairs.n_experts)
-    ]
-    parts = _split(graph, x, pairs)
+    rows = _split(graph, x, pairs)
     if any(matrix.columns for matrix in matrices):
-        zipped = zip(parts, matrices, strict=True)
-        parts = tuple(blocks.in_order(graph, part, matrix) for part, matrix in zipped)
-        x = _join(graph, parts)
-    y = _join(
-        graph,
-        [blocks.product(graph, part, matrix) for part, matrix in zip(parts, matrices, strict=True)],
-    )
-    if matrices[0].offset is None:
-        return y
-    layout: BlockLayout = matrices[0].layout  # type: ignore[assignment]  # only blocks have offsets
-    means = _split(graph, blocks.block_mean(graph, x, layout), pairs)
-    offsets = [
-        graph.op("MatMul", (mean, matrix.offset.value))[0]
-        for mean, matrix in zip(means, matrices, strict=True)
-        if matrix.offset is not None
-    ]
-    return blocks.add(graph, y, _join(graph, offsets))
+        zipped = zip(rows, matrices, strict=True)
+        rows = tuple(blocks.in_order(graph, part, matrix) for part, matrix in zipped)
+        x = _join(graph, rows)
+    zipped = zip(rows, matrices, strict=True)
+    products = [blocks.product(graph, part, matrix) for part, matrix in zipped]
+    # means are computed of all rows at once: the operator does not take none
+    layouts = dict.fromkeys(matrix.layout for matrix in matrices if matrix.offset)
+    means = {
+        layout: _split(graph, blocks.block_mean(graph, x, layout), pairs)
+        for layout in layouts
+        if layout is not None
+    }
+    offsets = {
+        i: graph.op("MatMul", (means[matrix.layout][i], matrix.offset.value))[0]
+        for i, matrix in enumerate(matrices)
+        if matrix.layout is not None and matrix.offset is not None
+    }
+    if len(offsets) == len(products):
+        return blocks.add(graph, _join(graph, products), _join(graph, list(offsets.values())))
+    for i, offset in offsets.items():
+        products[i] = blocks.add(graph, products[i], offset)
+    return _join(graph, products)
 
 
 def _split(graph: Graph, x: Value, pairs: Dispatch) -> tuple[Value, ...]:
@@ -188,26 +240,16 @@ def _add_bias(graph: Graph, y: Value, biases: Sequence[Weight], pairs: Dispatch)
     return blocks.add(graph, y, rows)
 
 
-def one_of(weight: Weight, i: int) -> Weight:
-    """Return the matrix of one expert, or of one head: (X, N, K) -> (N, K)."""
-    height, width = weight.shape[1:]
-
-    def rows(start: int, stop: int) -> Blocks | NDArray[np.float32]:
-        return weight.rows(i * height + start, i * height + stop)
-
-    return replace(weight, name=f"{weight.name}.{i}", shape=(height, width), rows=rows)
-
-
 def swiglu_mixture(
-    graph: Graph, x: Value, choice: Choice, gate_up: Sequence[Weight], down: Weight, name: str
+    graph: Graph, x: Value, choice: Choice, gate_up: Sequence[Experts], down: Experts, name: str
 ) -> Value:
     """x: (B, T, E) -> (B, T, E): down(silu(gate(x)) * up(x)) of each chosen expert, weighted.
 
-    gate_up: each (X, F, E); down: (X, E, F).
+    gate_up: matrices (F, E); down: (E, F); name: of the mixture.
     """
     pairs = dispatch(graph, choice)
-    width = down.shape[1]
+    width = down[0].shape[0]
     rows = gather(graph, x, width, pairs)
-    gate, up = projections(graph, rows, gate_up, name, pairs)
-    y = project(graph, blocks.swiglu(graph, gate, up), down, pairs)
+    gate, up = projections(graph, rows, gate_up, f"{name}.gate_up", pairs)
+    y = project(graph, blocks.swiglu(graph, gate, up), down, f"{name}.down", pairs)
     return combine(graph, y, x, width, choice, pairs)

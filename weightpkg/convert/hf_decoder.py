@@ -68,6 +68,27 @@ def read_layers(config: HFConfig, key: str = "num_hidden_layers") -> int:
     return count
 
 
+def read_experts(config: HFConfig, *keys: str) -> tuple[int, int]:
+    """Return how many experts a layer has, and how many of them a token goes to.
+
+    Args:
+        config: of a mixture of experts.
+        keys: that say how many there are; transformers knows one by several names.
+
+    Raises:
+        CheckpointError: a key is missing or of the wrong type.
+        UnsupportedArchitectureError: keys disagree, or more experts are used than there are.
+    """
+    config.ignore("output_router_logits", "router_aux_loss_coef")  # of training
+    count = config.get(next(filter(config.__contains__, keys), keys[0]), int)
+    for key in keys:
+        config.expect(key, count)
+    chosen = config.get("num_experts_per_tok", int)
+    if not 1 <= chosen <= count:
+        raise config.unsupported(f"{chosen} of {count} experts are used for a token")
+    return count, chosen
+
+
 _SEES_WINDOW = {"full_attention": False, "sliding_attention": True}
 
 
@@ -197,7 +218,6 @@ def _read_llama3(config: HFConfig, group: HFConfig) -> Llama3Scaling:
 
 def _read_yarn(config: HFConfig, group: HFConfig) -> Scaling:
     group.ignore("finetuned")
-    group.expect("truncate", True)
     factor = group.positive("factor")
     attention = yarn_attention_factor(factor)
     if "mscale" in group and "mscale_all_dim" in group:
@@ -210,6 +230,7 @@ def _read_yarn(config: HFConfig, group: HFConfig) -> Scaling:
         beta_fast=group.positive("beta_fast", 32.0),
         beta_slow=group.positive("beta_slow", 1.0),
         attention_factor=group.positive("attention_factor", attention),
+        truncate=group.get("truncate", bool, True),
     )
 
 

@@ -74,21 +74,17 @@ class Parts:
         Raises:
             TensorMismatchError: the tensor is missing, or of another type or shape.
         """
-        words: NDArray[np.int32] = self._checked(part, ("I32",), shape).view(np.int32)
+        words: NDArray[np.int32] = self.array(part, ("I32",), shape).view(np.int32)
         return words
 
-    def integers(self, part: str, count: int) -> NDArray[np.int64]:
-        """Return a vector of whole numbers; errors as `matrix`."""
-        return self._checked(part, ("I32", "I64"), (count,)).astype(np.int64)
-
-    def floats(self, part: str, shape: tuple[int | None, int | None]) -> Floats:
-        """Return a matrix of numbers to be read piece by piece; errors as `matrix`."""
-        values = self._checked(part, ("F16", "BF16", "F32"), shape)
-        return Floats(values, self.tensor(part).dtype.name == "BF16")
-
-    def _checked(
+    def array(
         self, part: str, types: tuple[str, ...], shape: tuple[int | None, ...]
     ) -> NDArray[np.generic]:
+        """Return a tensor as it lies in the file, None standing for any size.
+
+        Raises:
+            TensorMismatchError: the tensor is missing, or of another type or shape.
+        """
         tensor = self.tensor(part)
         if tensor.dtype.name not in types:
             raise self.error(part, f"has type {tensor.dtype.name}, not {' or '.join(types)}")
@@ -99,12 +95,25 @@ class Parts:
             raise self.error(part, f"has shape {tensor.shape}, not {text}")
         return self._checkpoint.array(tensor)
 
+    def integers(self, part: str, count: int) -> NDArray[np.int64]:
+        """Return a vector of whole numbers; errors as `matrix`."""
+        return self.array(part, ("I32", "I64"), (count,)).astype(np.int64)
+
+    def floats(self, part: str, shape: tuple[int | None, ...]) -> Floats:
+        """Return numbers to be read piece by piece; errors as `matrix`."""
+        values = self.array(part, ("F16", "BF16", "F32"), shape)
+        return Floats(values, self.tensor(part).dtype.name == "BF16")
+
     def release(self, parts: Iterable[str]) -> None:
         """Say that tensors are done with, so that they no longer count as this process's memory."""
         for part in parts:
             if part in self:
                 tensor = self.tensor(part)
                 self._checkpoint.release(tensor, 0, tensor.n_rows)
+
+    def release_rows(self, part: str, start: int, stop: int) -> None:
+        """Say the same of some rows along the last axis of a tensor."""
+        self._checkpoint.release(self.tensor(part), start, stop)
 
     def error(self, part: str, reason: str) -> TensorMismatchError:
         """An error about a tensor, to be raised by the caller."""
@@ -125,6 +134,10 @@ class Floats:
         """Rows and columns."""
         return self.words.shape
 
+    def reshaped(self, shape: tuple[int, int]) -> Floats:
+        """Return the same in another shape."""
+        return Floats(self.words.reshape(shape), self.is_bfloat16)
+
     def float32(self, rows: slice, columns: slice) -> NDArray[np.float32]:
         """Return a part of them."""
         part = self.words[rows, columns]
@@ -135,10 +148,16 @@ class Floats:
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """A way to save packed matrices: the tensors of each, of which the first tells that it is one."""
+    """A way to save packed matrices: the tensors of each, of which the first tells that it is one.
+
+    parts: their last names, behind the matrix's own and a separator; read: takes the canonical name;
+    whole: the last name of a matrix that is not packed.
+    """
 
     parts: tuple[str, ...]
-    unpack: Callable[[Parts], PackedMatrix]
+    read: Callable[[str, Parts], Weight]
+    separator: str = "."
+    whole: str = ".weight"
 
 
 def read_packed(
@@ -157,32 +176,36 @@ def read_packed(
         TensorMismatchError: tensors of a matrix are missing or do not fit each other.
         UnsupportedQuantizationError: a tensor has a type that is not converted.
     """
-    marker = f".{packing.parts[0]}"
+    marker = f"{packing.separator}{packing.parts[0]}"
     names = [name for name in checkpoint.tensors if name.endswith(marker)]
-    prefixes = [name.removesuffix(marker) + "." for name in names]
-    parts = {f"{prefix}{part}" for prefix in prefixes for part in packing.parts}
+    stems = [name.removesuffix(marker) for name in names]
+    parts = {f"{stem}{packing.separator}{part}" for stem in stems for part in packing.parts}
 
     def dense_name(name: str) -> str | None:
         return None if name in parts else canonical_name(name)
 
     packed = []
-    for prefix in prefixes:
-        name = canonical_name(f"{prefix}weight")
+    for stem in stems:
+        name = canonical_name(f"{stem}{packing.whole}")
         if name is not None:
-            packed.append(_weight(name, Parts(checkpoint, prefix), packing))
+            packed.append(packing.read(name, Parts(checkpoint, f"{stem}{packing.separator}")))
     # some writers save biases of zeros for models that have none
-    biases = {name for name in (canonical_name(f"{prefix}bias") for prefix in prefixes) if name}
+    biases = {name for name in (canonical_name(f"{stem}.bias") for stem in stems) if name}
     return read_safetensors(checkpoint, dense_name).extended(packed, if_not_zero=biases)
 
 
-def _weight(name: str, parts: Parts, packing: Packing) -> Weight:
-    packed = packing.unpack(parts)
+def of_integers(names: tuple[str, ...], unpack: Callable[[Parts], PackedMatrix]) -> Packing:
+    """Return the packing of matrices of integers, whose tensors have these last names."""
+    return Packing(names, lambda name, parts: _as_blocks(name, parts, names, unpack(parts)))
+
+
+def _as_blocks(name: str, parts: Parts, names: tuple[str, ...], packed: PackedMatrix) -> Weight:
     width = packed.shape[1]
     group_size = width // packed.n_groups
     block_size = math.gcd(group_size, _LARGEST_BLOCK)
     if block_size < _SMALLEST_BLOCK:
         reason = f"has groups of {group_size} weights, which are not whole blocks of 16"
-        raise parts.error(packing.parts[0], reason)
+        raise parts.error(names[0], reason)
     middle = 1 << (packed.bits - 1)
     layout = BlockLayout(packed.bits, block_size, has_offset=_has_offset(packed, middle))
     columns = _columns(packed, parts)
@@ -200,7 +223,7 @@ def _weight(name: str, parts: Parts, packing: Packing) -> Weight:
             offset = (scale * (middle - zeros).astype(np.float32)).repeat(repeats, axis=1)
         q = q.reshape(stop - start, width // block_size, -1)
         if stop == packed.shape[0]:
-            parts.release(packing.parts)
+            parts.release(names)
         return Blocks(layout, q, scale.repeat(repeats, axis=1), offset)
 
     return Weight(name, packed.shape, layout, rows, row_step=packed.row_step, columns=columns)

@@ -9,6 +9,7 @@ AWQ, https://github.com/casper-hansen/AutoAWQ/blob/v0.2.9/awq/modules/linear/gem
 compressed-tensors, https://github.com/vllm-project/compressed-tensors/tree/0.12.2, `pack-quantized`
     weight_packed (N, K/P), weight_scale (N, G), weight_zero_point (N/P, G), weight_g_idx (K,),
     weight_shape (2,); integers and zero points are signed, and packed with the middle added
+Floats are in `small_floats`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from weightpkg.convert.hf_config import HFConfig
-from weightpkg.convert.packed import PackedMatrix, Packing, Parts, unpack_words
+from weightpkg.convert.packed import PackedMatrix, Packing, Parts, of_integers, unpack_words
+from weightpkg.convert.small_floats import read_float_quantized, read_fp8, read_mxfp4
 from weightpkg.errors import UnsupportedQuantizationError, shown
 
 if TYPE_CHECKING:
@@ -41,6 +43,8 @@ _IGNORED = {
     """,
     "awq": "backend do_fuse exllama_config fuse_max_seq_len modules_to_fuse modules_to_not_convert",
     "compressed-tensors": "global_compression_ratio ignore version",
+    "fp8": "ignored_layers modules_to_not_convert",
+    "mxfp4": "modules_to_not_convert",
 }
 
 
@@ -78,7 +82,7 @@ def _read_gptq(group: HFConfig) -> Packing:
     unpack = partial(
         _unpack_gptq, bits=bits, group_size=group.get("group_size", int), less=int(not is_second)
     )
-    return Packing(("qweight", "qzeros", "scales", "g_idx"), unpack)
+    return of_integers(("qweight", "qzeros", "scales", "g_idx"), unpack)
 
 
 def _unpack_gptq(parts: Parts, bits: Bits, group_size: int, less: int) -> PackedMatrix:
@@ -115,7 +119,7 @@ def _read_awq(group: HFConfig) -> Packing:
     group.expect("version", "gemm", "GEMM")
     group.expect("zero_point", True)
     unpack = partial(_unpack_awq, group_size=group.get("group_size", int))
-    return Packing(("qweight", "qzeros", "scales"), unpack)
+    return of_integers(("qweight", "qzeros", "scales"), unpack)
 
 
 def _unpack_awq(parts: Parts, group_size: int) -> PackedMatrix:
@@ -144,13 +148,15 @@ def _unpack_awq_words(words: NDArray[np.int32], start: int, stop: int) -> NDArra
 
 
 def _read_compressed(group: HFConfig) -> Packing:
-    group.expect("format", "pack-quantized")
+    group.expect("format", "pack-quantized", "float-quantized")
+    if group.get("format", str, "") == "float-quantized":
+        return read_float_quantized(group)
     group.expect("quantization_status", "compressed", "frozen")
     group.expect("kv_cache_scheme")
     for scheme in group.groups("config_groups"):
         _check_scheme(scheme)
     parts = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx")
-    return Packing(parts, _unpack_compressed)
+    return of_integers(parts, _unpack_compressed)
 
 
 def _check_scheme(scheme: HFConfig) -> None:
@@ -234,5 +240,7 @@ def _n_groups(parts: Parts, part: str, width: int, group_size: int) -> int:
 _METHODS: dict[str, Callable[[HFConfig], Packing]] = {
     "awq": _read_awq,
     "compressed-tensors": _read_compressed,
+    "fp8": read_fp8,
     "gptq": _read_gptq,
+    "mxfp4": read_mxfp4,
 }

@@ -40,14 +40,16 @@ _TINY = np.finfo(np.float32).tiny
 
 # Few bytes and much harm: a token's own vector, and which token comes next.
 _EIGHT_BITS = re.compile(r"(.*\.)?(embed_tokens|word_embeddings|wte)\.weight|lm_head\.weight")
-_DENSE = re.compile(r".*\.((position|token_type)_embeddings|wpe)\.weight")
+_DENSE = re.compile(
+    r".*\.((position|token_type)_embeddings|wpe|mlp\.(gate|router))\.weight",
+)
 
 
 def quantizer(quantization: Quantization) -> Callable[[Weight], Weight]:
     """Return what makes blocks of a dense matrix, and leaves other tensors as they are.
 
-    Embeddings and heads get 8 bits in any case; tables of positions and segments, which are small,
-    and matrices whose rows are not made of whole blocks stay dense.
+    Embeddings and heads get 8 bits in any case; tables of positions and segments and what chooses
+    experts, which are small, and matrices whose rows are not made of whole blocks stay dense.
     """
     bits: Literal[4, 8] = 4 if quantization == "q4" else 8
 

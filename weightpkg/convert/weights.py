@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -131,6 +131,15 @@ class Weights:
         """Return the same tensors, each after a change that keeps its name."""
         tensors = map(change, self._tensors.values())
         return Weights(self.source, tensors, if_not_zero=self._if_not_zero)
+
+    def split(self, split: Callable[[Weight], Iterable[Weight]]) -> Weights:
+        """Return the tensors that each of these is made of."""
+        tensors = (part for weight in self._tensors.values() for part in split(weight))
+        return Weights(self.source, tensors, if_not_zero=self._if_not_zero)
+
+    def leave_out(self, prefix: str) -> None:
+        """Leave out tensors whose names begin with this, which are of something else."""
+        self._tensors = {n: w for n, w in self._tensors.items() if not n.startswith(prefix)}
 
     def extended(self, tensors: Iterable[Weight], *, if_not_zero: Collection[str]) -> Weights:
         """Return these and others.
@@ -308,6 +317,20 @@ def reorder_rows(
         return order(grouped).reshape(values.shape)
 
     return replace(weight, rows=rows, row_step=group, place=None)
+
+
+def every_second(weight: Weight, first: Literal[0, 1]) -> Weight:
+    """Return the rows `first`, `first` + 2 and so on of a weight (N, ...)."""
+
+    def rows(start: int, stop: int) -> Blocks | NDArray[np.float32]:
+        values = weight.rows(2 * start, 2 * stop)
+        if not isinstance(values, Blocks):
+            return values[first::2]
+        offset = None if values.offset is None else values.offset[first::2]
+        return Blocks(values.layout, values.q[first::2], values.scale[first::2], offset)
+
+    shape = (weight.shape[0] // 2, *weight.shape[1:])
+    return replace(weight, shape=shape, rows=rows, place=None)
 
 
 def transposed(weight: Weight) -> Weight:

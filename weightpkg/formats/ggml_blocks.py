@@ -165,8 +165,17 @@ def mxfp4(raw: NDArray[np.uint8]) -> Blocks:
 
     https://www.opencompute.org/documents/ocp-microscaling-formats-mx-v1-0-spec-final-pdf
     """
-    scale = np.ldexp(np.float32(1), raw[..., 0].astype(np.int32) - 128).astype(np.float32)
-    return Blocks(EIGHT_BITS, _looked_up(_MXFP4_VALUES, _halves(raw[..., 1:])), scale, None)
+    return _mxfp4(raw[..., 0], _halves(raw[..., 1:]))
+
+
+def mxfp4_in_order(e: NDArray[np.uint8], qs: NDArray[np.uint8]) -> Blocks:
+    """The same of exponents (N, B) and bytes (N, B, 16) that each have two weights in their order."""
+    return _mxfp4(e, _pairs(qs))
+
+
+def _mxfp4(e: NDArray[np.uint8], q: NDArray[np.uint8]) -> Blocks:
+    scale = np.ldexp(np.float32(1), e.astype(np.int32) - 128).astype(np.float32)
+    return Blocks(EIGHT_BITS, _looked_up(_MXFP4_VALUES, q), scale, None)
 
 
 def tq1_0(raw: NDArray[np.uint8]) -> Blocks:

@@ -6,6 +6,7 @@ the cache holds these, as one key/value head. Older files have `attn_kv_b`, whic
 keys and values; to use it otherwise it would have to be transposed, which blocks cannot be.
 Heads are here [rotated, not rotated], as the operator wants them: in the files it is the reverse.
 V2 weighs experts by a softmax of all scores. V3 adds a bias to sigmoids to choose, not to weigh.
+Checkpoints have `kv_b_proj` alone. What V3 has beside, to predict a token after the next, is left out.
 https://github.com/huggingface/transformers/blob/v4.57.0/src/transformers/models/deepseek_v2/modeling_deepseek_v2.py
 https://github.com/huggingface/transformers/blob/v4.57.0/src/transformers/models/deepseek_v3/modeling_deepseek_v3.py
 https://github.com/ggml-org/llama.cpp/blob/0c1e57098bba43ac29e6e3b677cdceebdd22334f/src/models/deepseek2.cpp
@@ -16,14 +17,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 from onnx import TensorProto
 
 from weightpkg.convert import blocks, experts, hyperparameters, rope
+from weightpkg.convert.hf_config import HFConfig
+from weightpkg.convert.hf_decoder import read_experts, read_layers, read_rope
 from weightpkg.convert.hyperparameters import Hyperparameters, embedding_rows
-from weightpkg.convert.weights import expand_names, reorder_rows
+from weightpkg.convert.weights import expand_names, reorder_rows, without_buffers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,6 +37,28 @@ if TYPE_CHECKING:
 
 SOFTMAX, SIGMOID = 1, 2
 """`expert_gating_func`."""
+
+TIED_BY_DEFAULT = False
+"""Whether the embedding is the head as well, where config.json does not say."""
+
+_SCORING = {"softmax": SOFTMAX, "sigmoid": SIGMOID}
+_DEFAULTS: dict[str, dict[str, bool | float | str]] = {
+    "deepseek_v2": {
+        "scoring_func": "softmax",
+        "topk_method": "greedy",
+        "norm_topk_prob": False,
+        "first_k_dense_replace": 0,
+        "routed_scaling_factor": 1.0,
+    },
+    "deepseek_v3": {
+        "scoring_func": "sigmoid",
+        "topk_method": "noaux_tc",
+        "norm_topk_prob": True,
+        "first_k_dense_replace": 3,
+        "routed_scaling_factor": 2.5,
+    },
+}
+"""What `model_type` means where config.json has no such key."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +84,7 @@ class Config:
     max_position_embeddings: int
     rms_norm_eps: float
     rope_theta: float
-    rope_scaling: rope.Scaling
+    rope_scaling: rope.AnyScaling
     first_k_dense_replace: int
     moe_intermediate_size: int
     n_routed_experts: int
@@ -71,6 +96,7 @@ class Config:
     norm_topk_prob: bool
     routed_scaling_factor: float
     is_compressed: bool
+    num_nextn_predict_layers: int = 0
 
     @classmethod
     def from_gguf(cls, file: GGUFFile) -> Config:
@@ -123,8 +149,94 @@ class Config:
         )
         keys.finish()
         hyperparameters.check(config, file.name)
-        _check(config, keys)
+        _check_cache(config, keys)
+        _check(config, file.name)
         return config
+
+    @classmethod
+    def from_hf(cls, config: HFConfig) -> Config:
+        """Read config.json.
+
+        Raises:
+            CheckpointError: a key is missing or of the wrong type.
+            UnsupportedArchitectureError: a key changes the mathematics in a way not known here.
+        """
+        kind = config.get("model_type", str)
+        config.assume(_DEFAULTS[kind])
+        config.require("kv_lora_rank", "q_lora_rank", "n_shared_experts")
+        config.expect("architectures", ["DeepseekV2ForCausalLM"], ["DeepseekV3ForCausalLM"])
+        config.expect_own_code("deepseek")
+        config.expect("hidden_act", "silu")
+        config.expect("moe_layer_freq", 1)
+        config.expect("rope_interleave", True)
+        config.expect("scoring_func", _DEFAULTS[kind]["scoring_func"])
+        config.expect("num_nextn_predict_layers", 0, 1)
+        config.ignore("aux_loss_alpha", "ep_size", "seq_aux")  # of training
+        heads = config.get("num_attention_heads", int)
+        config.expect("num_key_value_heads", heads)
+        rest, rotated = config.get("qk_nope_head_dim", int), config.get("qk_rope_head_dim", int)
+        config.expect("head_dim", rotated)
+        config.expect("qk_head_dim", rest + rotated)
+        theta, scaling = read_rope(config)
+        n_experts, n_chosen = read_experts(config, "n_routed_experts", "num_local_experts")
+        n_group, topk_group = _read_groups(config)
+        found = cls(
+            vocab_size=config.get("vocab_size", int),
+            hidden_size=config.get("hidden_size", int),
+            intermediate_size=config.get("intermediate_size", int),
+            num_hidden_layers=read_layers(config),
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            head_dim=rest + rotated,
+            q_lora_rank=config.get("q_lora_rank", int) if "q_lora_rank" in config else None,
+            kv_lora_rank=config.get("kv_lora_rank", int),
+            qk_nope_head_dim=rest,
+            qk_rope_head_dim=rotated,
+            v_head_dim=config.get("v_head_dim", int),
+            attention_scale=_read_magnitude(config) ** 2 / math.sqrt(max(1, rest + rotated)),
+            max_position_embeddings=config.get("max_position_embeddings", int),
+            rms_norm_eps=config.number("rms_norm_eps"),
+            rope_theta=theta,
+            rope_scaling=scaling,
+            first_k_dense_replace=config.get("first_k_dense_replace", int),
+            moe_intermediate_size=config.get("moe_intermediate_size", int),
+            n_routed_experts=n_experts,
+            n_shared_experts=config.get("n_shared_experts", int),
+            num_experts_per_tok=n_chosen,
+            n_group=n_group,
+            topk_group=topk_group,
+            scoring_func=_SCORING[config.get("scoring_func", str)],
+            norm_topk_prob=config.get("norm_topk_prob", bool),
+            routed_scaling_factor=config.number("routed_scaling_factor"),
+            is_compressed=False,
+            num_nextn_predict_layers=config.get("num_nextn_predict_layers", int, 0),
+        )
+        config.finish()
+        hyperparameters.check(found, config.name)
+        _check(found, config.name)
+        return found
+
+
+def _read_groups(config: HFConfig) -> tuple[int, int]:
+    """Return into how many groups experts are divided, and how many of them a token goes to."""
+    method = config.get("topk_method", str)
+    if config.get("model_type", str) == "deepseek_v2":
+        config.expect("topk_method", "greedy", "group_limited_greedy")
+        config.expect("norm_topk_prob", False)
+    else:
+        config.expect("topk_method", "noaux_tc")
+    config.ignore("n_group", "topk_group")
+    if method == "greedy":
+        return 1, 1
+    return config.get("n_group", int), config.get("topk_group", int)
+
+
+def _read_magnitude(config: HFConfig) -> float:
+    """Return what queries and keys each are multiplied by for YaRN."""
+    group = config.group("rope_parameters") or config.group("rope_scaling")
+    if group is None or "mscale_all_dim" not in group:
+        return 1.0
+    return rope.yarn_attention_factor(group.positive("factor"), group.positive("mscale_all_dim"))
 
 
 def _rope_scaling(keys: Hyperparameters) -> tuple[rope.Scaling, float]:
@@ -141,25 +253,36 @@ def _rope_scaling(keys: Hyperparameters) -> tuple[rope.Scaling, float]:
     return replace(scaling, attention_factor=1.0), 1 + per_logarithm * logarithm
 
 
-def _check(config: Config, keys: Hyperparameters) -> None:
-    """Refuse sizes of heads that do not go together, and experts chosen in unknown ways."""
-    head_size = config.qk_nope_head_dim + config.qk_rope_head_dim
-    rank, heads = config.kv_lora_rank, config.num_attention_heads
-    compressed = (rank + config.qk_rope_head_dim, rank, 1)
-    expanded = (head_size, config.v_head_dim, heads)
+def _check_cache(config: Config, keys: Hyperparameters) -> None:
+    """Refuse a file that says something else of the cache than the sizes of heads do."""
+    rank, rotated = config.kv_lora_rank, config.qk_rope_head_dim
+    compressed = (rank + rotated, rank, 1)
+    head_size = config.qk_nope_head_dim + rotated
+    expanded = (head_size, config.v_head_dim, config.num_attention_heads)
     value_size = keys.get("attention.value_length", int)
     cache = (config.head_dim, value_size, config.num_key_value_heads)
-    is_known = cache == (compressed if config.is_compressed else expanded)
-    fits = 0 < config.v_head_dim <= head_size and config.v_head_dim % 16 == 0
-    if not (is_known and fits and config.qk_nope_head_dim > 0):
+    if cache != (compressed if config.is_compressed else expanded):
         raise keys.unsupported(f"{cache}: not the size of a head's keys, its values, and how many")
-    if config.qk_rope_head_dim % 16 or not config.qk_rope_head_dim:
-        raise keys.unsupported(f"{config.qk_rope_head_dim} values of each head rotate")
+
+
+def _check(config: Config, source: str) -> None:
+    """Refuse sizes of heads that do not go together, and experts chosen in unknown ways."""
+
+    def refuse(reason: str) -> NoReturn:
+        raise hyperparameters.unsupported(source, reason)
+
+    head_size = config.qk_nope_head_dim + config.qk_rope_head_dim
+    fits = 0 < config.v_head_dim <= head_size and config.v_head_dim % 16 == 0
+    if not (fits and config.qk_nope_head_dim > 0):
+        sizes = f"{head_size}, {config.qk_rope_head_dim} and {config.v_head_dim}"
+        refuse(f"{sizes}: not the size of a head's keys, how many rotate, and of its values")
+    if config.qk_rope_head_dim % 16 or config.qk_rope_head_dim < 1:
+        refuse(f"{config.qk_rope_head_dim} values of each head rotate")
     if config.scoring_func not in {SOFTMAX, SIGMOID}:
-        raise keys.unsupported(f"expert_gating_func {config.scoring_func} is not handled")
+        refuse(f"expert_gating_func {config.scoring_func} is not handled")
     if not 1 <= config.topk_group <= config.n_group or config.n_routed_experts % config.n_group:
         groups = f"{config.topk_group} of {config.n_group} groups"
-        raise keys.unsupported(f"{groups} of {config.n_routed_experts} experts")
+        refuse(f"{groups} of {config.n_routed_experts} experts")
 
 
 _GGUF_NAMES = {
@@ -193,6 +316,14 @@ _GGUF_LAYER_NAMES = {
     "ffn_down_shexp": "mlp.shared_experts.down_proj",
 }
 
+_EXPERT = "model.layers.{}.mlp.experts.{}.{}_proj.weight"
+
+
+def canonical_name(name: str) -> str | None:
+    """Return the canonical name of a checkpoint's tensor; None if there is no use for it."""
+    whole = name.removesuffix(".mlp.gate.e_score_correction_bias")
+    return without_buffers(name) if whole == name else f"{whole}.mlp.gate.e_score_correction.bias"
+
 
 def gguf_names(config: Config) -> dict[str, str]:
     """Return each GGUF tensor name with its canonical name; of experts, one for all of a layer."""
@@ -206,6 +337,8 @@ def build(graph: Graph, weights: Weights, config: Config) -> None:
         TensorMismatchError: a tensor is missing or has another shape than the configuration says.
     """
     vocabulary, width = config.vocab_size, config.hidden_size
+    for i in range(config.num_nextn_predict_layers):
+        weights.leave_out(f"model.layers.{config.num_hidden_layers + i}.")
     ids, mask = blocks.token_inputs(graph)
     shared = _attention_inputs(graph, mask, config)
 
@@ -223,11 +356,10 @@ def build(graph: Graph, weights: Weights, config: Config) -> None:
 
 
 def _attention_inputs(graph: Graph, mask: Value, config: Config) -> blocks.AttentionInputs:
-    frequencies = rope.scaled_frequencies(
-        config.rope_theta, config.qk_rope_head_dim, config.rope_scaling
-    )
+    scaling, positions = config.rope_scaling, config.max_position_embeddings
+    frequencies = rope.scaled_frequencies(config.rope_theta, config.qk_rope_head_dim, scaling)
     last, total = blocks.attention_lengths(graph, mask)
-    cos, sin = blocks.rotary_tables(graph, frequencies, config.max_position_embeddings)
+    cos, sin = blocks.rotary_tables(graph, frequencies, positions, scaling.attention_factor)
     heads = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     scale = config.attention_scale
     return blocks.AttentionInputs(last, total, cos, sin, *heads, scale=scale, is_interleaved=True)
@@ -387,19 +519,14 @@ def _reshape(graph: Graph, x: Value, *shape: int) -> Value:
 
 def _mixture(graph: Graph, x: Value, weights: Weights, config: Config, i: int) -> Value:
     """x: (B, T, E) -> (B, T, E), of the experts that are chosen."""
-    width, inner, n_experts = (
-        config.hidden_size,
-        config.moe_intermediate_size,
-        config.n_routed_experts,
-    )
+    width, inner = config.hidden_size, config.moe_intermediate_size
     choice = _choose(graph, x, weights, config, i)
-
-    def take(part: str, *shape: int) -> Weight:
-        return weights.take(f"model.layers.{i}.mlp.experts.{part}_proj.weight", (n_experts, *shape))
-
-    pair = [take(part, inner, width) for part in ("gate", "up")]
-    down = take("down", width, inner)
-    return experts.swiglu_mixture(graph, x, choice, pair, down, f"layer.{i}.experts.gate_up")
+    shapes = {"gate": (inner, width), "up": (inner, width), "down": (width, inner)}
+    gate, up, down = (
+        experts.take(weights, _EXPERT.format(i, "{}", part), config.n_routed_experts, shape)
+        for part, shape in shapes.items()
+    )
+    return experts.swiglu_mixture(graph, x, choice, (gate, up), down, f"layer.{i}.experts")
 
 
 def _choose(graph: Graph, x: Value, weights: Weights, config: Config, i: int) -> experts.Choice:

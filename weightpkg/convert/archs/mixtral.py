@@ -8,22 +8,31 @@ https://github.com/ggml-org/llama.cpp/blob/0c1e57098bba43ac29e6e3b677cdceebdd223
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from weightpkg.convert import blocks, experts, hyperparameters, rope
+from weightpkg.convert.hf_config import HFConfig
+from weightpkg.convert.hf_decoder import read_experts, read_rope, read_sizes
 from weightpkg.convert.hyperparameters import Hyperparameters, embedding_rows
-from weightpkg.convert.weights import expand_names, undo_rotary_permutation
+from weightpkg.convert.weights import expand_names, undo_rotary_permutation, without_buffers
 
 if TYPE_CHECKING:
     from weightpkg.convert.graph import Graph, Value
     from weightpkg.convert.weights import Weight, Weights
     from weightpkg.formats.gguf import GGUFFile
 
+TIED_BY_DEFAULT = False
+"""Whether the embedding is the head as well, where config.json does not say."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
-    """The fields of config.json that shape the graph."""
+    """The fields of config.json that shape the graph.
+
+    is_interleaved: whether rows of q and k are in the order that ggml wants.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -35,9 +44,11 @@ class Config:
     max_position_embeddings: int
     rms_norm_eps: float
     rope_theta: float
-    rope_factor: float
+    rope_scaling: rope.AnyScaling
     num_local_experts: int
     num_experts_per_tok: int
+    sliding_window: int | None = None
+    is_interleaved: bool
 
     @classmethod
     def from_gguf(cls, file: GGUFFile) -> Config:
@@ -65,13 +76,43 @@ class Config:
             max_position_embeddings=keys.get("context_length", int),
             rms_norm_eps=keys.get("attention.layer_norm_rms_epsilon", float),
             rope_theta=keys.get("rope.freq_base", float, 10000.0),
-            rope_factor=keys.linear_rope_factor(),
+            rope_scaling=keys.rope_scaling(),
             num_local_experts=n_experts,
             num_experts_per_tok=keys.chosen_experts(n_experts),
+            is_interleaved=True,
         )
         keys.finish()
         hyperparameters.check(config, file.name)
         return config
+
+    @classmethod
+    def from_hf(cls, config: HFConfig) -> Config:
+        """Read config.json.
+
+        Raises:
+            CheckpointError: a key is missing or of the wrong type.
+            UnsupportedArchitectureError: a key changes the mathematics in a way not known here.
+        """
+        config.require("num_key_value_heads")
+        config.expect("architectures", ["MixtralForCausalLM"])
+        config.expect("hidden_act", "silu")
+        config.ignore("router_jitter_noise")  # of training
+        theta, scaling = read_rope(config, 1e6)
+        n_experts, n_chosen = read_experts(config, "num_local_experts", "num_experts")
+        has_window = "sliding_window" in config
+        found = cls(
+            **read_sizes(config),
+            rms_norm_eps=config.number("rms_norm_eps"),
+            rope_theta=theta,
+            rope_scaling=scaling,
+            num_local_experts=n_experts,
+            num_experts_per_tok=n_chosen,
+            sliding_window=config.get("sliding_window", int) if has_window else None,
+            is_interleaved=False,
+        )
+        config.finish()
+        hyperparameters.check(found, config.name)
+        return found
 
 
 _GGUF_NAMES = {
@@ -92,6 +133,22 @@ _GGUF_LAYER_NAMES = {
     "ffn_up_exps": "mlp.experts.up_proj",
     "ffn_down_exps": "mlp.experts.down_proj",
 }
+
+_EXPERT = "model.layers.{}.mlp.experts.{}.{}_proj.weight"
+_HF_MIXTURE = re.compile(
+    r"(model\.layers\.\d+)\.block_sparse_moe\.(gate|experts\.\d+\.w[123])\.(.+)"
+)
+_HF_PARTS = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+
+
+def canonical_name(name: str) -> str | None:
+    """Return the canonical name of a checkpoint's tensor; None if there is no use for it."""
+    found = _HF_MIXTURE.fullmatch(name)
+    if found is None:
+        return without_buffers(name)
+    layer, path, rest = found.groups()
+    whole, _, part = path.rpartition(".")
+    return f"{layer}.mlp.{whole}.{_HF_PARTS[part]}.{rest}" if whole else f"{layer}.mlp.gate.{rest}"
 
 
 def gguf_names(config: Config) -> dict[str, str]:
@@ -126,21 +183,15 @@ def build(graph: Graph, weights: Weights, config: Config) -> None:
 def _attention_inputs(
     graph: Graph, mask: Value, weights: Weights, config: Config
 ) -> blocks.AttentionInputs:
-    frequencies = rope.inverse_frequencies(config.rope_theta, config.head_dim) / config.rope_factor
+    scaling, positions = config.rope_scaling, config.max_position_embeddings
+    frequencies = rope.scaled_frequencies(config.rope_theta, config.head_dim, scaling)
     if "rope_factors.weight" in weights:  # llama3 scaling: a factor for each frequency
         factors = weights.take("rope_factors.weight", (config.head_dim // 2,)).dense()
         frequencies = rope.divided(frequencies, factors, weights.source)
     last, total = blocks.attention_lengths(graph, mask)
-    cos, sin = blocks.rotary_tables(graph, frequencies, config.max_position_embeddings)
-    return blocks.AttentionInputs(
-        last,
-        total,
-        cos,
-        sin,
-        config.num_attention_heads,
-        config.num_key_value_heads,
-        config.head_dim,
-    )
+    cos, sin = blocks.rotary_tables(graph, frequencies, positions, scaling.attention_factor)
+    heads = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    return blocks.AttentionInputs(last, total, cos, sin, *heads, window=config.sliding_window)
 
 
 def _layer(
@@ -161,11 +212,10 @@ def _layer(
 
     epsilon = config.rms_norm_eps
     normed, x = blocks.add_rms_norm(graph, x, update, take("input_layernorm", width), epsilon)
-    qkv = (
-        undo_rotary_permutation(take("self_attn.q_proj", queries, width), head_size),
-        undo_rotary_permutation(take("self_attn.k_proj", keys, width), head_size),
-        take("self_attn.v_proj", keys, width),
-    )
+    sizes = {"q": queries, "k": keys, "v": keys}
+    qkv = [take(f"self_attn.{part}_proj", size, width) for part, size in sizes.items()]
+    if config.is_interleaved:
+        qkv[:2] = [undo_rotary_permutation(weight, head_size) for weight in qkv[:2]]
     heads = blocks.attention(graph, normed, qkv, i, shared)
     attended = blocks.project(graph, heads, take("self_attn.o_proj", width, queries))
 
@@ -174,7 +224,10 @@ def _layer(
     n_experts, chosen = config.num_local_experts, config.num_experts_per_tok
     scores = blocks.project(graph, normed, take("mlp.gate", n_experts, width))
     choice = experts.choose_by_softmax(graph, scores, n_experts, chosen)
-    pair = [take(f"mlp.experts.{part}_proj", n_experts, inner, width) for part in ("gate", "up")]
-    down = take("mlp.experts.down_proj", n_experts, width, inner)
-    name = f"layer.{i}.experts.gate_up"
-    return x, experts.swiglu_mixture(graph, normed, choice, pair, down, name)
+    shapes = {"gate": (inner, width), "up": (inner, width), "down": (width, inner)}
+    gate, up, down = (
+        experts.take(weights, _EXPERT.format(i, "{}", part), n_experts, shape)
+        for part, shape in shapes.items()
+    )
+    name = f"layer.{i}.experts"
+    return x, experts.swiglu_mixture(graph, normed, choice, (gate, up), down, name)

@@ -1,7 +1,8 @@
 """Qwen3-MoE: as Qwen3, with a mixture of experts for each feed-forward network.
 
 Each token goes to the few experts whose scores are the highest, and their weights are a softmax of
-those scores: `norm_topk_prob` of config.json, which GGUF has no key for, is true for every model.
+those scores alone. If `norm_topk_prob` of config.json is false, which GGUF has no key for and which
+it is for no model that is well known, they are of a softmax of all scores.
 https://github.com/huggingface/transformers/blob/v4.57.0/src/transformers/models/qwen3_moe/modeling_qwen3_moe.py
 https://github.com/ggml-org/llama.cpp/blob/0c1e57098bba43ac29e6e3b677cdceebdd22334f/src/models/qwen3moe.cpp
 """
@@ -12,13 +13,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from weightpkg.convert import blocks, experts, hyperparameters, rope
+from weightpkg.convert.hf_config import HFConfig
+from weightpkg.convert.hf_decoder import read_experts, read_rope, read_sizes
 from weightpkg.convert.hyperparameters import Hyperparameters, embedding_rows
-from weightpkg.convert.weights import expand_names
+from weightpkg.convert.weights import expand_names, without_buffers
 
 if TYPE_CHECKING:
     from weightpkg.convert.graph import Graph, Value
     from weightpkg.convert.weights import Weight, Weights
     from weightpkg.formats.gguf import GGUFFile
+
+TIED_BY_DEFAULT = False
+"""Whether the embedding is the head as well, where config.json does not say."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,9 +41,10 @@ class Config:
     max_position_embeddings: int
     rms_norm_eps: float
     rope_theta: float
-    rope_scaling: rope.Scaling
+    rope_scaling: rope.AnyScaling
     num_experts: int
     num_experts_per_tok: int
+    norm_topk_prob: bool
 
     @classmethod
     def from_gguf(cls, file: GGUFFile) -> Config:
@@ -69,10 +76,47 @@ class Config:
             rope_scaling=keys.rope_scaling(),
             num_experts=n_experts,
             num_experts_per_tok=keys.chosen_experts(n_experts),
+            norm_topk_prob=True,
         )
         keys.finish()
         hyperparameters.check(config, file.name)
         return config
+
+    @classmethod
+    def from_hf(cls, config: HFConfig) -> Config:
+        """Read config.json.
+
+        Raises:
+            CheckpointError: a key is missing or of the wrong type.
+            UnsupportedArchitectureError: a key changes the mathematics in a way not known here.
+        """
+        config.require("num_key_value_heads")
+        config.expect("architectures", ["Qwen3MoeForCausalLM"])
+        config.expect("hidden_act", "silu")
+        config.expect("decoder_sparse_step", 1)
+        config.ignore("sliding_window", "max_window_layers")  # of windows that are not used
+        theta, scaling = read_rope(config)
+        n_experts, n_chosen = read_experts(config, "num_experts", "num_local_experts")
+        sizes = read_sizes(config)
+        found = cls(
+            vocab_size=sizes["vocab_size"],
+            hidden_size=sizes["hidden_size"],
+            moe_intermediate_size=config.get("moe_intermediate_size", int),
+            num_hidden_layers=sizes["num_hidden_layers"],
+            num_attention_heads=sizes["num_attention_heads"],
+            num_key_value_heads=sizes["num_key_value_heads"],
+            head_dim=sizes["head_dim"],
+            max_position_embeddings=sizes["max_position_embeddings"],
+            rms_norm_eps=config.number("rms_norm_eps"),
+            rope_theta=theta,
+            rope_scaling=scaling,
+            num_experts=n_experts,
+            num_experts_per_tok=n_chosen,
+            norm_topk_prob=config.get("norm_topk_prob", bool, False),
+        )
+        config.finish()
+        hyperparameters.check(found, config.name)
+        return found
 
 
 _GGUF_NAMES = {
@@ -94,6 +138,13 @@ _GGUF_LAYER_NAMES = {
     "ffn_up_exps": "mlp.experts.up_proj",
     "ffn_down_exps": "mlp.experts.down_proj",
 }
+
+_EXPERT = "model.layers.{}.mlp.experts.{}.{}_proj.weight"
+
+
+def canonical_name(name: str) -> str | None:
+    """Return the canonical name of a checkpoint's tensor; None if there is no use for it."""
+    return without_buffers(name)
 
 
 def gguf_names(config: Config) -> dict[str, str]:
@@ -168,8 +219,12 @@ def _layer(
     normed, x = blocks.add_rms_norm(graph, x, attended, norm, epsilon)
     n_experts, chosen = config.num_experts, config.num_experts_per_tok
     scores = blocks.project(graph, normed, take("mlp.gate", n_experts, width))
-    choice = experts.choose_by_softmax(graph, scores, n_experts, chosen)
-    pair = [take(f"mlp.experts.{part}_proj", n_experts, inner, width) for part in ("gate", "up")]
-    down = take("mlp.experts.down_proj", n_experts, width, inner)
-    name = f"layer.{i}.experts.gate_up"
-    return x, experts.swiglu_mixture(graph, normed, choice, pair, down, name)
+    choose = experts.choose_by_softmax if config.norm_topk_prob else experts.choose_by_share
+    choice = choose(graph, scores, n_experts, chosen)
+    sizes = {"gate": (inner, width), "up": (inner, width), "down": (width, inner)}
+    gate, up, down = (
+        experts.take(weights, _EXPERT.format(i, "{}", part), n_experts, shape)
+        for part, shape in sizes.items()
+    )
+    name = f"layer.{i}.experts"
+    return x, experts.swiglu_mixture(graph, normed, choice, (gate, up), down, name)
