@@ -197,7 +197,7 @@ def convert_blobs(
     """Convert installed files into an empty directory.
 
     Args:
-        name: of the model, for errors.
+        name: of the model, which is called by its file's name if it has one only.
         files: the model's.
         store: where they are.
         directory: where the model goes; weights that are used as they are have a second name there.
@@ -210,6 +210,7 @@ def convert_blobs(
     """
     from weightpkg.convert import child  # noqa: PLC0415  for its own time
 
+    name = name if len(files) > 1 else files[0].path
     form = convert.format_of([file.path for file in files])
     sources = tuple(
         convert.SourceFile(_blob(file, store), file.sha256, file.path, file.blake3)

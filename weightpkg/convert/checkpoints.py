@@ -1,7 +1,8 @@
 """One conversion from a checkpoint of safetensors to a model directory, step by step.
 
 Matrices in float32 are not copied: the graph points into the checkpoint's own files, which whoever
-asked for the conversion puts into the model directory. Those in other types are converted once to float32.
+asked for the conversion puts into the model directory. Those in other types are converted once to
+float32.
 """
 
 from __future__ import annotations
