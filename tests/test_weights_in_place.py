@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import pytest
 from click.testing import CliRunner
 
@@ -18,12 +19,12 @@ from durability import convert_here
 from factories import index_page
 from tiny_checkpoint import DenseType, TinyCheckpoint
 from weightpkg import files
-from weightpkg.api import ensure
+from weightpkg.api import ensure, load
 from weightpkg.cli import cli
 from weightpkg.convert import Job, Quantization, SourceFile, child, conversion_key
 from weightpkg.convert.limits import Limits
 from weightpkg.digest import fingerprint_file, hash_file
-from weightpkg.errors import UnsupportedFormatError
+from weightpkg.errors import RunError, UnsupportedFormatError
 from weightpkg.formats.checkpoint_files import checkpoint_of, is_checkpoint
 from weightpkg.install import install, plan_install
 from weightpkg.placing import place_files
@@ -142,6 +143,10 @@ def test_a_model_in_float32_adds_no_second_copy_to_the_disk(
     (record,) = store.installed()
     blob, placed = weights_of(store, record)
     assert placed.read_bytes() == blob.read_bytes()
+    model = onnx.load(placed.with_name("model.onnx"), load_external_data=False)
+    assert {p.key: p.value for p in model.metadata_props}["weightpkg.conversion"] == (
+        record.conversion
+    )
     if placed.samefile(blob):
         assert on_disk(store.root) - before < 200_000
     else:  # a clone: its blocks are counted twice, and there only once
@@ -259,6 +264,11 @@ def test_sources_that_were_converted_are_dropped(settings: Settings) -> None:
     assert not any(file.is_kept for file in record.files)
     assert not list(store.root.glob("blobs/sha256/*/*"))
     assert verify(store, Silence()) == []
+
+
+def test_a_model_that_makes_vectors_is_not_run(settings: Settings, record: Installed) -> None:
+    with pytest.raises(RunError, match="not a text model: it has no"):
+        load(record.full_name, settings=settings)
 
 
 def test_shards_stay_where_they_are(settings: Settings, linked: None) -> None:

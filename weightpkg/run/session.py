@@ -72,6 +72,11 @@ class ModelConfig:
                 head_size=int(decoder["head_size"]),
                 eos_token_ids=tuple(eos) if isinstance(eos, list) else (int(eos),),
             )
+        except FileNotFoundError as error:
+            raise RunError(
+                f"`{directory}` is not a text model: it has no `{path.name}`",
+                hint="`weightpkg.path(NAME)` gives this directory to programs that know what to do",
+            ) from error
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(
                 f"`{path}` is not a text model's configuration: {error}",
