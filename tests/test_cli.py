@@ -48,7 +48,7 @@ def test_a_model_lives_and_goes(weightpkg: Weightpkg, settings: Settings) -> Non
     installed = weightpkg("install", "tiny")
     assert (installed.returncode, installed.stdout) == (0, "")
     assert "tiny-q4 1.0 (MIT): fetch" in installed.stderr
-    assert "converted tiny-q4 to ONNX in" in installed.stderr
+    assert "converted tiny-q4.gguf to ONNX in" in installed.stderr
     (row,) = json.loads(weightpkg("list", "--json").stdout)
     assert (row["name"], row["version"]) == ("tiny-q4", "1.0")
     assert Path(row["path"]).is_dir()
