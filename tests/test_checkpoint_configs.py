@@ -1,7 +1,7 @@
 """Each decoder's config.json: published ones are read, what is not handled is refused by its name.
 
 tests/configs/ has config.json of published models, without what only their makers use; the long lists
-of factors of Phi's frequencies are other numbers.
+of factors of Phi's frequencies are other numbers. transformers-5/ has the same in its spelling.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def read(name: str, keys: dict[str, Any]) -> Any:
     return module.Config.from_hf(config)
 
 
-def published(name: str) -> Any:
-    return read(name, json.loads((Path(__file__).parent / "configs" / f"{name}.json").read_bytes()))
+def published(name: str, folder: str = "configs") -> Any:
+    return read(name, json.loads((Path(__file__).parent / folder / f"{name}.json").read_bytes()))
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
@@ -54,6 +54,11 @@ def test_reads_a_published_configuration(path: Path) -> None:
     config = published(path.stem)
     assert config.head_dim in {64, 96, 128, 160, 256}
     assert 1024 <= config.max_position_embeddings <= 131072
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_reads_the_same_as_transformers_5_writes_it(path: Path) -> None:
+    assert published(path.stem, "configs/transformers-5") == published(path.stem)
 
 
 def test_there_is_a_published_configuration_of_every_dense_model_type() -> None:
