@@ -150,7 +150,7 @@ def test_phi_divides_by_the_factors_of_its_whole_context() -> None:
         ("stablelm", {"use_qkv_bias": False}, TensorMismatchError, r"no use for .*k_proj\.bias"),
         ("stablelm", {"qk_layernorm": True}, TensorMismatchError, r"q_layernorm\.norms\.0\.weight` is missing"),
         ("stablelm", {"use_parallel_residual": True}, TensorMismatchError, "no use for .*post_attention_layernorm"),
-        ("stablelm", {"partial_rotary_factor": 1.5}, UnsupportedArchitectureError, "48 of a head's 32"),
+        ("stablelm", {"partial_rotary_factor": 1.5}, UnsupportedArchitectureError, "`partial_rotary_factor` is 1.5"),
         ("starcoder2", {"use_bias": False}, UnsupportedArchitectureError, "`use_bias`"),
         ("starcoder2", {"norm_type": "rms_norm"}, UnsupportedArchitectureError, "`norm_type`"),
         ("falcon", {"alibi": True}, UnsupportedArchitectureError, "`alibi`"),
