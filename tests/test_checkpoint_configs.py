@@ -16,11 +16,12 @@ import pytest
 import safetensors.numpy
 
 from decoder import Decoder
-from test_checkpoints import convert, feed, golden, load
+from test_checkpoints import convert, feed, golden, load, mutate
 from test_quantize import as_blocks
 from tiny_checkpoint import TinyCheckpoint
 from weightpkg.convert import DECODERS, rope
 from weightpkg.convert.hf_config import HFConfig
+from weightpkg.convert.packings import read_packing
 from weightpkg.errors import (
     CheckpointError,
     TensorMismatchError,
@@ -31,7 +32,6 @@ from weightpkg.errors import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-WITH_EXPERTS = {"deepseek_v2", "deepseek_v3", "gpt_oss", "mixtral", "qwen3_moe"}
 PUBLISHED = sorted((Path(__file__).parent / "configs").glob("*.json"))
 
 
@@ -42,6 +42,7 @@ def read(name: str, keys: dict[str, Any]) -> Any:
         f"weightpkg.convert.archs.{DECODERS[config.get('model_type', str)]}"
     )
     config.get("tie_word_embeddings", bool, module.TIED_BY_DEFAULT)
+    read_packing(config)
     return module.Config.from_hf(config)
 
 
@@ -52,8 +53,8 @@ def published(name: str, folder: str = "configs") -> Any:
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
 def test_reads_a_published_configuration(path: Path) -> None:
     config = published(path.stem)
-    assert config.head_dim in {64, 96, 128, 160, 256}
-    assert 1024 <= config.max_position_embeddings <= 131072
+    assert config.head_dim in {64, 96, 128, 160, 192, 256}
+    assert 1024 <= config.max_position_embeddings <= 163840
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
@@ -61,9 +62,24 @@ def test_reads_the_same_as_transformers_5_writes_it(path: Path) -> None:
     assert published(path.stem, "configs/transformers-5") == published(path.stem)
 
 
-def test_there_is_a_published_configuration_of_every_dense_model_type() -> None:
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_reads_or_refuses_any_mutation_of_a_published_configuration(path: Path) -> None:
+    content = path.read_bytes()
+    for seed in range(60):
+        random = np.random.default_rng(seed)
+        keys = mutate(mutate(json.loads(content), random), random)
+        try:
+            config = read("odd", {**keys, "model_type": json.loads(content)["model_type"]})
+            if hasattr(config, "rope_scaling"):
+                size = getattr(config, "rotary_dim", config.head_dim)
+                rope.scaled_frequencies(config.rope_theta, size, config.rope_scaling)
+        except WeightpkgError as error:
+            assert len(str(error)) < 500  # noqa: PT017
+
+
+def test_there_is_a_published_configuration_of_every_model_type() -> None:
     found = {json.loads(path.read_bytes())["model_type"] for path in PUBLISHED}
-    assert DECODERS.keys() - found <= WITH_EXPERTS
+    assert found == DECODERS.keys()
 
 
 @pytest.mark.parametrize(

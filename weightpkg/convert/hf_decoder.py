@@ -48,7 +48,7 @@ def read_sizes(config: HFConfig) -> Sizes:
         "vocab_size": config.get("vocab_size", int),
         "hidden_size": hidden_size,
         "intermediate_size": config.get("intermediate_size", int),
-        "num_hidden_layers": read_layers(config),
+        "num_hidden_layers": config.get("num_hidden_layers", int),
         "num_attention_heads": heads,
         "num_key_value_heads": config.get("num_key_value_heads", int, heads),
         "head_dim": config.get("head_dim", int, hidden_size // max(1, heads)),
