@@ -22,12 +22,15 @@ from tiny_checkpoint import TinyCheckpoint
 from weightpkg.convert import DECODERS, rope
 from weightpkg.convert.hf_config import HFConfig
 from weightpkg.convert.packings import read_packing
+from weightpkg.convert.weights import Weight, transposed
 from weightpkg.errors import (
     CheckpointError,
     TensorMismatchError,
     UnsupportedArchitectureError,
+    UnsupportedQuantizationError,
     WeightpkgError,
 )
+from weightpkg.tensor import BlockLayout
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -240,6 +243,13 @@ def test_buffers_of_older_checkpoints_are_left_out(tmp_path: Path) -> None:
     save(source, {**page.tensors(), **buffer})
     convert(source, tmp_path / "falcon-out")
     check_golden(tmp_path / "falcon-out", "falcon")
+
+
+def test_refuses_to_turn_a_matrix_of_blocks_round() -> None:
+    layout = BlockLayout(4, 32, has_offset=False)
+    weight = Weight("a", (64, 32), layout, lambda _, __: np.zeros((64, 32), np.float32))
+    with pytest.raises(UnsupportedQuantizationError, match="`a` is stored columns first"):
+        transposed(weight)
 
 
 @pytest.mark.parametrize("quantization", ["q4", "q8"])
