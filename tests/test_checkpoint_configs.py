@@ -1,7 +1,7 @@
 """Each decoder's config.json: published ones are read, what is not handled is refused by its name.
 
 tests/configs/ has config.json of published models, without what only their makers use; the long lists
-of factors of Phi's frequencies are other numbers.
+of factors of Phi's frequencies are other numbers. transformers-5/ has the same in its spelling.
 """
 
 from __future__ import annotations
@@ -16,22 +16,25 @@ import pytest
 import safetensors.numpy
 
 from decoder import Decoder
-from test_checkpoints import convert, feed, golden, load
+from test_checkpoints import convert, feed, golden, load, mutate
 from test_quantize import as_blocks
 from tiny_checkpoint import TinyCheckpoint
 from weightpkg.convert import DECODERS, rope
 from weightpkg.convert.hf_config import HFConfig
+from weightpkg.convert.packings import read_packing
+from weightpkg.convert.weights import Weight, transposed
 from weightpkg.errors import (
     CheckpointError,
     TensorMismatchError,
     UnsupportedArchitectureError,
+    UnsupportedQuantizationError,
     WeightpkgError,
 )
+from weightpkg.tensor import BlockLayout
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-WITH_EXPERTS = {"deepseek_v2", "deepseek_v3", "gpt_oss", "mixtral", "qwen3_moe"}
 PUBLISHED = sorted((Path(__file__).parent / "configs").glob("*.json"))
 
 
@@ -42,23 +45,44 @@ def read(name: str, keys: dict[str, Any]) -> Any:
         f"weightpkg.convert.archs.{DECODERS[config.get('model_type', str)]}"
     )
     config.get("tie_word_embeddings", bool, module.TIED_BY_DEFAULT)
+    read_packing(config)
     return module.Config.from_hf(config)
 
 
-def published(name: str) -> Any:
-    return read(name, json.loads((Path(__file__).parent / "configs" / f"{name}.json").read_bytes()))
+def published(name: str, folder: str = "configs") -> Any:
+    return read(name, json.loads((Path(__file__).parent / folder / f"{name}.json").read_bytes()))
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
 def test_reads_a_published_configuration(path: Path) -> None:
     config = published(path.stem)
-    assert config.head_dim in {64, 96, 128, 160, 256}
-    assert 1024 <= config.max_position_embeddings <= 131072
+    assert config.head_dim in {64, 96, 128, 160, 192, 256}
+    assert 1024 <= config.max_position_embeddings <= 163840
 
 
-def test_there_is_a_published_configuration_of_every_dense_model_type() -> None:
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_reads_the_same_as_transformers_5_writes_it(path: Path) -> None:
+    assert published(path.stem, "configs/transformers-5") == published(path.stem)
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_reads_or_refuses_any_mutation_of_a_published_configuration(path: Path) -> None:
+    content = path.read_bytes()
+    for seed in range(60):
+        random = np.random.default_rng(seed)
+        keys = mutate(mutate(json.loads(content), random), random)
+        try:
+            config = read("odd", {**keys, "model_type": json.loads(content)["model_type"]})
+            if hasattr(config, "rope_scaling"):
+                size = getattr(config, "rotary_dim", config.head_dim)
+                rope.scaled_frequencies(config.rope_theta, size, config.rope_scaling)
+        except WeightpkgError as error:
+            assert len(str(error)) < 500  # noqa: PT017
+
+
+def test_there_is_a_published_configuration_of_every_model_type() -> None:
     found = {json.loads(path.read_bytes())["model_type"] for path in PUBLISHED}
-    assert DECODERS.keys() - found <= WITH_EXPERTS
+    assert found == DECODERS.keys()
 
 
 @pytest.mark.parametrize(
@@ -145,7 +169,7 @@ def test_phi_divides_by_the_factors_of_its_whole_context() -> None:
         ("stablelm", {"use_qkv_bias": False}, TensorMismatchError, r"no use for .*k_proj\.bias"),
         ("stablelm", {"qk_layernorm": True}, TensorMismatchError, r"q_layernorm\.norms\.0\.weight` is missing"),
         ("stablelm", {"use_parallel_residual": True}, TensorMismatchError, "no use for .*post_attention_layernorm"),
-        ("stablelm", {"partial_rotary_factor": 1.5}, UnsupportedArchitectureError, "48 of a head's 32"),
+        ("stablelm", {"partial_rotary_factor": 1.5}, UnsupportedArchitectureError, "`partial_rotary_factor` is 1.5"),
         ("starcoder2", {"use_bias": False}, UnsupportedArchitectureError, "`use_bias`"),
         ("starcoder2", {"norm_type": "rms_norm"}, UnsupportedArchitectureError, "`norm_type`"),
         ("falcon", {"alibi": True}, UnsupportedArchitectureError, "`alibi`"),
@@ -219,6 +243,13 @@ def test_buffers_of_older_checkpoints_are_left_out(tmp_path: Path) -> None:
     save(source, {**page.tensors(), **buffer})
     convert(source, tmp_path / "falcon-out")
     check_golden(tmp_path / "falcon-out", "falcon")
+
+
+def test_refuses_to_turn_a_matrix_of_blocks_round() -> None:
+    layout = BlockLayout(4, 32, has_offset=False)
+    weight = Weight("a", (64, 32), layout, lambda _, __: np.zeros((64, 32), np.float32))
+    with pytest.raises(UnsupportedQuantizationError, match="`a` is stored columns first"):
+        transposed(weight)
 
 
 @pytest.mark.parametrize("quantization", ["q4", "q8"])

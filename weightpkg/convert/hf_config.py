@@ -81,6 +81,10 @@ class HFConfig:
             raise self._misread(key, _NAMES[kind])
         return value
 
+    def optional(self, key: str, kind: type[T]) -> T | None:
+        """Return a value as `get` does; None if the key is not there."""
+        return self.get(key, kind) if key in self else None
+
     def number(self, key: str, default: float | None = None) -> float:
         """Return a number, which may be written without a fraction; otherwise as `get`."""
         value = self._value(key, default, "a number")

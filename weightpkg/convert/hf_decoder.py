@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TypedDict
+from typing import TypedDict, cast
 
 from weightpkg.convert import hyperparameters
 from weightpkg.convert.hf_config import HFConfig
@@ -41,19 +41,22 @@ def read_sizes(config: HFConfig) -> Sizes:
 
     Raises:
         CheckpointError: a key is missing or of the wrong type.
-        UnsupportedArchitectureError: no model has so many layers, or none.
+        UnsupportedArchitectureError: no model has such a size.
     """
     heads, hidden_size = config.get("num_attention_heads", int), config.get("hidden_size", int)
-    return {
+    sizes: Sizes = {
         "vocab_size": config.get("vocab_size", int),
         "hidden_size": hidden_size,
         "intermediate_size": config.get("intermediate_size", int),
-        "num_hidden_layers": read_layers(config),
+        "num_hidden_layers": config.get("num_hidden_layers", int),
         "num_attention_heads": heads,
         "num_key_value_heads": config.get("num_key_value_heads", int, heads),
         "head_dim": config.get("head_dim", int, hidden_size // max(1, heads)),
         "max_position_embeddings": config.get("max_position_embeddings", int),
     }
+    for name, size in sizes.items():
+        hyperparameters.check_limit(config.name, name, cast("int", size))
+    return sizes
 
 
 def read_layers(config: HFConfig, key: str = "num_hidden_layers") -> int:
@@ -157,11 +160,14 @@ def read_partial_rope(
     share = config.number("partial_rotary_factor", share)
     # transformers 5 writes `rope_parameters`, with the base in it, where 4 writes `rope_scaling`
     group = config.group("rope_parameters") or config.group("rope_scaling")
-    if group is None:
-        return theta, Scaling(), share
-    theta = group.number("rope_theta", theta)
-    share = group.number("partial_rotary_factor", share)
-    return theta, _read_scaling(config, group), share
+    scaling: AnyScaling = Scaling()
+    if group is not None:
+        theta = group.number("rope_theta", theta)
+        share = group.number("partial_rotary_factor", share)
+        scaling = _read_scaling(config, group)
+    if not 0 < share <= 1:
+        raise config.unsupported(f"`partial_rotary_factor` is {share}, not a part of a head")
+    return theta, scaling, share
 
 
 def read_two_ropes(
@@ -254,7 +260,8 @@ def _read_original_context(config: HFConfig, group: HFConfig) -> int:
     context = config.get("max_position_embeddings", int)
     original = config.get(key, int, group.get(key, int, context))
     group.expect(key, original)
-    hyperparameters.check_limit(config.name, "max_position_embeddings", original)
+    for length in (context, original):
+        hyperparameters.check_limit(config.name, "max_position_embeddings", length)
     return original
 
 

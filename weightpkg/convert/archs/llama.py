@@ -113,10 +113,9 @@ class Config:
 
 
 def _window(config: HFConfig) -> int | None:
-    """Mistral's, which may be null; the other has none, whatever its config.json says of it."""
-    if config.get("model_type", str) != "mistral" or "sliding_window" not in config:
-        return None
-    return config.get("sliding_window", int)
+    """Return Mistral's, which may be null; Llama has none."""
+    is_mistral = config.get("model_type", str) == "mistral"
+    return config.optional("sliding_window", int) if is_mistral else None
 
 
 _GGUF_LAYER_NAMES = {

@@ -99,7 +99,6 @@ class Config:
         config.ignore("router_jitter_noise")  # of training
         theta, scaling = read_rope(config, 1e6)
         n_experts, n_chosen = read_experts(config, "num_local_experts", "num_experts")
-        has_window = "sliding_window" in config
         found = cls(
             **read_sizes(config),
             rms_norm_eps=config.number("rms_norm_eps"),
@@ -107,7 +106,7 @@ class Config:
             rope_scaling=scaling,
             num_local_experts=n_experts,
             num_experts_per_tok=n_chosen,
-            sliding_window=config.get("sliding_window", int) if has_window else None,
+            sliding_window=config.optional("sliding_window", int),
             is_interleaved=False,
         )
         config.finish()

@@ -113,9 +113,7 @@ class Config:
         found = cls(
             **sizes,
             original_max_position_embeddings=sizes["max_position_embeddings"],
-            sliding_window=config.get("sliding_window", int)
-            if "sliding_window" in config
-            else None,
+            sliding_window=config.optional("sliding_window", int),
             rms_norm_eps=config.number("rms_norm_eps"),
             rope_theta=theta,
             rope_scaling=scaling,

@@ -94,9 +94,7 @@ class Config:
         theta, scaling = read_rope(config)
         found = cls(
             **read_sizes(config),
-            sliding_window=config.get("sliding_window", int)
-            if "sliding_window" in config
-            else None,
+            sliding_window=config.optional("sliding_window", int),
             norm_epsilon=config.number("norm_epsilon"),
             rope_theta=theta,
             rope_scaling=scaling,
