@@ -54,7 +54,8 @@ def quantizer(quantization: Quantization) -> Callable[[Weight], Weight]:
     bits: Literal[4, 8] = 4 if quantization == "q4" else 8
 
     def quantized(weight: Weight) -> Weight:
-        if not isinstance(weight.layout, DenseLayout) or len(weight.shape) != 2:
+        is_matrix = len(weight.shape) == 2 and not weight.name.endswith(".bias")
+        if not is_matrix or not isinstance(weight.layout, DenseLayout):
             return weight
         if weight.shape[1] % BLOCK_SIZE or _DENSE.fullmatch(weight.name):
             return weight
