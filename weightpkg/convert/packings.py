@@ -56,18 +56,19 @@ def read_packing(config: HFConfig) -> Packing | None:
     if group is None:
         return None
     method = group.get("quant_method", str)
-    if method not in _METHODS:
+    if method not in METHODS:
         raise UnsupportedQuantizationError(
             f"`{config.name}`: quantization method `{shown(method)}` is not converted",
-            hint=f"those that are: {', '.join(sorted(_METHODS))}",
+            hint=f"those that are: {', '.join(sorted(METHODS))}",
         )
     group.ignore(*_IGNORED[method].split())
-    packing = _METHODS[method](group)
+    packing = METHODS[method](group)
     group.finish()
     return packing
 
 
 def _read_gptq(group: HFConfig) -> Packing:
+    """4 and 8 bits, with and without act-order, in GPTQ's first and second format."""
     group.expect("bits", 4, 8)
     group.expect("pack_dtype", "int32")
     keys = ("checkpoint_format", "format")
@@ -111,6 +112,7 @@ def _unpack_gptq(parts: Parts, bits: Bits, group_size: int, less: int) -> Packed
 
 
 def _read_awq(group: HFConfig) -> Packing:
+    """4 bits with zero points, version GEMM."""
     group.expect("bits", 4)
     group.expect("version", "gemm", "GEMM")
     group.expect("zero_point", True)
@@ -144,6 +146,7 @@ def _unpack_awq_words(words: NDArray[np.int32], start: int, stop: int) -> NDArra
 
 
 def _read_compressed(group: HFConfig) -> Packing:
+    """`pack-quantized`: 4 and 8 bits by group or by output, with and without zero points and order."""
     group.expect("format", "pack-quantized")
     group.expect("quantization_status", "compressed", "frozen")
     group.expect("kv_cache_scheme")
@@ -231,7 +234,7 @@ def _n_groups(parts: Parts, part: str, width: int, group_size: int) -> int:
     return width // group_size
 
 
-_METHODS: dict[str, Callable[[HFConfig], Packing]] = {
+METHODS: dict[str, Callable[[HFConfig], Packing]] = {
     "awq": _read_awq,
     "compressed-tensors": _read_compressed,
     "gptq": _read_gptq,
