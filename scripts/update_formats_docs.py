@@ -73,12 +73,10 @@ def _becomes(layout: Layout | None) -> tuple[str, str, str]:
     if layout is None:
         return "not converted", "", ""
     if isinstance(layout, DenseLayout):
-        return "float32", "32", "yes"
-    offset = " and offset" if layout.has_offset else ""
+        return str(layout), "32", "yes"
     bits = layout.bits + 32 * (1 + layout.has_offset) / layout.block_size
     exact = "but for one rounding of the offset" if layout.has_offset else "yes"
-    what = f"{layout.bits} bits, a scale{offset} for {layout.block_size}"
-    return what, f"{bits:.4g}", exact
+    return str(layout), f"{bits:.4g}", exact
 
 
 def _meaning(kind: GGMLType) -> str:

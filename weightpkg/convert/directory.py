@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Self
 import tomli_w
 from blake3 import blake3
 
+from weightpkg.convert.plan import Part, Plan
 from weightpkg.digest import Digest
+from weightpkg.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,6 +48,7 @@ class Conversion:
     source_size: int
     files: tuple[OutputFile, ...]
     placed: frozenset[str] = frozenset()
+    parts: tuple[Part, ...] = ()
 
     @property
     def size(self) -> int:
@@ -147,3 +150,22 @@ class ModelDirectory:
         with (self.path / MANIFEST).open("xb") as stream:
             stream.write(tomli_w.dumps({"schema": 1, **provenance, "files": rows}).encode())
         return files
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A conversion of which all is known but the bytes.
+
+    write: writes them, into an empty directory, and tells how it goes.
+    placed: as `Conversion` has it.
+    """
+
+    plan: Plan
+    write: Callable[[ModelDirectory, Progress], tuple[OutputFile, ...]]
+    placed: frozenset[str] = frozenset()
+
+    def convert(self, directory: Path, progress: Progress) -> Conversion:
+        """Write the model directory."""
+        files = self.write(ModelDirectory(directory), progress)
+        plan = self.plan
+        return Conversion(plan.architecture, plan.source_size, files, self.placed, plan.parts)

@@ -99,6 +99,10 @@ class Parts:
             raise self.error(part, f"has shape {tensor.shape}, not {text}")
         return self._checkpoint.array(tensor)
 
+    def size(self, parts: Iterable[str]) -> int:
+        """Return the bytes of those of some tensors that are there."""
+        return sum(self.tensor(part).nbytes for part in parts if part in self)
+
     def release(self, parts: Iterable[str]) -> None:
         """Say that tensors are done with, so that they no longer count as this process's memory."""
         for part in parts:
@@ -137,6 +141,7 @@ class Floats:
 class Packing:
     """A way to save packed matrices: the tensors of each, of which the first tells that it is one."""
 
+    name: str
     parts: tuple[str, ...]
     unpack: Callable[[Parts], PackedMatrix]
 
@@ -203,7 +208,16 @@ def _weight(name: str, parts: Parts, packing: Packing) -> Weight:
             parts.release(packing.parts)
         return Blocks(layout, q, scale.repeat(repeats, axis=1), offset)
 
-    return Weight(name, packed.shape, layout, rows, row_step=packed.row_step, columns=columns)
+    return Weight(
+        name,
+        packed.shape,
+        layout,
+        rows,
+        row_step=packed.row_step,
+        columns=columns,
+        kind=f"{packing.name}, {packed.bits} bits",
+        source_size=parts.size(packing.parts),
+    )
 
 
 def _has_offset(packed: PackedMatrix, middle: int) -> bool:

@@ -79,7 +79,7 @@ def _read_gptq(group: HFConfig) -> Packing:
     unpack = partial(
         _unpack_gptq, bits=bits, group_size=group.get("group_size", int), less=int(not is_second)
     )
-    return Packing(("qweight", "qzeros", "scales", "g_idx"), unpack)
+    return Packing("GPTQ", ("qweight", "qzeros", "scales", "g_idx"), unpack)
 
 
 def _unpack_gptq(parts: Parts, bits: Bits, group_size: int, less: int) -> PackedMatrix:
@@ -117,7 +117,7 @@ def _read_awq(group: HFConfig) -> Packing:
     group.expect("version", "gemm", "GEMM")
     group.expect("zero_point", True)
     unpack = partial(_unpack_awq, group_size=group.get("group_size", int))
-    return Packing(("qweight", "qzeros", "scales"), unpack)
+    return Packing("AWQ", ("qweight", "qzeros", "scales"), unpack)
 
 
 def _unpack_awq(parts: Parts, group_size: int) -> PackedMatrix:
@@ -153,7 +153,7 @@ def _read_compressed(group: HFConfig) -> Packing:
     for scheme in group.groups("config_groups"):
         _check_scheme(scheme)
     parts = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx")
-    return Packing(parts, _unpack_compressed)
+    return Packing("compressed-tensors", parts, _unpack_compressed)
 
 
 def _check_scheme(scheme: HFConfig) -> None:

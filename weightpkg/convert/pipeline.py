@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol, Self, cast
 
 from weightpkg.convert import ARCHITECTURES, CONVERTER_VERSION, WITH_EXPERTS, tokenizer
-from weightpkg.convert.directory import Conversion, ModelDirectory, OutputFile
+from weightpkg.convert.directory import Conversion, ModelDirectory, OutputFile, Prepared
 from weightpkg.convert.genai import DecoderConfig, genai_config
 from weightpkg.convert.graph import DATA_FILE, Graph
-from weightpkg.convert.weights import Weights, read_gguf
+from weightpkg.convert.weights import Weights, plan_of, read_gguf
 from weightpkg.digest import Digest
 from weightpkg.errors import UnsupportedArchitectureError
 from weightpkg.formats.gguf import GGUFFile
@@ -37,6 +39,42 @@ class Architecture(Protocol):
         """Add the whole model to the graph."""
 
 
+@contextmanager
+def prepare(source: Path, digest: Digest, *, name: str | None = None) -> Iterator[Prepared]:
+    """Read a GGUF file as far as it takes to know what its conversion will be.
+
+    Args:
+        source: the file.
+        digest: its SHA-256, for the manifest; not checked here.
+        name: what to call the file, if not by its path, as a blob's path tells nobody anything.
+
+    Raises:
+        GGUFError: the file is malformed.
+        ConvertError: the file is well-formed and not one that can be converted.
+    """
+    with GGUFFile.open(source, name=name) as file:
+        kind = file.get("general.architecture", str)
+        architecture = _architecture(file, kind)
+        config = architecture.Config.from_gguf(file)
+        words = tokenizer.read_gguf(file, config.vocab_size)
+        weights = read_gguf(file, architecture.gguf_names(config))
+        graph = Graph(kind)
+        architecture.build(graph, weights, config)
+        weights.finish()
+        plan = plan_of(kind, source.stat().st_size, graph, weights)
+
+        def write(output: ModelDirectory, progress: Progress) -> tuple[OutputFile, ...]:
+            write_data(graph, file.name, output, progress)
+            output.write("model.onnx", graph.model({"weightpkg.source": str(digest)}))
+            output.write("tokenizer.json", words.tokenizer_json())
+            output.write("tokenizer_config.json", words.tokenizer_config_json())
+            output.write("genai_config.json", genai_config(config, words))
+            row = {"format": "gguf", "sha256": digest.hex, "architecture": kind}
+            return output.finish({"converter-version": CONVERTER_VERSION, "sources": [row]})
+
+        yield Prepared(plan, write)
+
+
 def convert(
     source: Path,
     digest: Digest,
@@ -48,56 +86,33 @@ def convert(
     """Convert a GGUF file.
 
     Args:
-        source: the file.
-        digest: its SHA-256, for the manifest; not checked here.
+        source: the file, which is read as `prepare` does, with the same arguments and errors.
+        digest: its SHA-256.
         directory: an empty directory; on an error, what was written is left to the caller.
         progress: told of the bytes of weights as they are written.
-        name: what to call the file, if not by its path, as a blob's path tells nobody anything.
-
-    Raises:
-        GGUFError: the file is malformed.
-        ConvertError: the file is well-formed and not one that can be converted.
+        name: what to call the file.
     """
-    with GGUFFile.open(source, name=name) as file:
-        kind = file.get("general.architecture", str)
-        module = ARCHITECTURES.get(kind)
-        if module is None:
-            raise UnsupportedArchitectureError(
-                f"`{file.name}`: architecture `{kind}` is not converted yet",
-                hint=f"those that are: {', '.join(sorted(ARCHITECTURES))}",
-            )
-        if file.get(f"{kind}.expert_count", int, 0):
-            module = WITH_EXPERTS.get(kind, module)
-        architecture = cast(
-            "Architecture", importlib.import_module(f"weightpkg.convert.archs.{module}")
+    with prepare(source, digest, name=name) as prepared:
+        return prepared.convert(directory, progress)
+
+
+def write_data(graph: Graph, name: str, output: ModelDirectory, progress: Progress) -> None:
+    """Write the weights of a graph that are not in other files; `name` is the model's."""
+    if graph.data_size:
+        with (
+            progress.task(f"converting {name}", graph.data_size) as advance,
+            output.create(DATA_FILE, advance) as data,
+        ):
+            graph.write_data(data)
+
+
+def _architecture(file: GGUFFile, kind: str) -> Architecture:
+    module = ARCHITECTURES.get(kind)
+    if module is None:
+        raise UnsupportedArchitectureError(
+            f"`{file.name}`: architecture `{kind}` is not converted yet",
+            hint=f"those that are: {', '.join(sorted(ARCHITECTURES))}",
         )
-        files = _convert(file, kind, architecture, digest, ModelDirectory(directory), progress)
-        return Conversion(kind, source.stat().st_size, files)
-
-
-def _convert(
-    file: GGUFFile,
-    kind: str,
-    architecture: Architecture,
-    digest: Digest,
-    output: ModelDirectory,
-    progress: Progress,
-) -> tuple[OutputFile, ...]:
-    config = architecture.Config.from_gguf(file)
-    words = tokenizer.read_gguf(file, config.vocab_size)
-    weights = read_gguf(file, architecture.gguf_names(config))
-    graph = Graph(kind)
-    architecture.build(graph, weights, config)
-    weights.finish()
-
-    with (
-        progress.task(f"converting {file.name}", graph.data_size) as advance,
-        output.create(DATA_FILE, advance) as data,
-    ):
-        graph.write_data(data)
-    output.write("model.onnx", graph.model({"weightpkg.source": str(digest)}))
-    output.write("tokenizer.json", words.tokenizer_json())
-    output.write("tokenizer_config.json", words.tokenizer_config_json())
-    output.write("genai_config.json", genai_config(config, words))
-    source = {"format": "gguf", "sha256": digest.hex, "architecture": kind}
-    return output.finish({"converter-version": CONVERTER_VERSION, "sources": [source]})
+    if file.get(f"{kind}.expert_count", int, 0):
+        module = WITH_EXPERTS.get(kind, module)
+    return cast("Architecture", importlib.import_module(f"weightpkg.convert.archs.{module}"))
