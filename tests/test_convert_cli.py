@@ -12,9 +12,10 @@ from click.testing import CliRunner
 from factories import tiny_llama
 from tiny_checkpoint import TinyCheckpoint
 from weightpkg.cli import cli
-from weightpkg.convert import Job, SourceFile, child, pipeline
+from weightpkg.convert import Job, SourceFile, child
 from weightpkg.digest import Digest
 from weightpkg.errors import GGUFError
+from weightpkg.formats.gguf import GGUFFile
 from weightpkg.progress import Silence
 
 if TYPE_CHECKING:
@@ -68,8 +69,7 @@ def test_a_plan_is_what_the_conversion_then_says_and_writes(source: Path, tmp_pa
 
 def test_every_tensor_of_the_source_is_in_the_plan(source: Path) -> None:
     parts = read(run(source, "--dry-run", "--json"))["parts"]
-    file = pipeline.GGUFFile.open(source)
-    with file:
+    with GGUFFile.open(source) as file:
         tensors = list(file.tensors.values())
     assert sum(part["n_tensors"] for part in parts) == len(tensors)
     assert sum(part["source_size"] for part in parts) == sum(tensor.size for tensor in tensors)
@@ -108,3 +108,12 @@ def test_a_dry_run_reads_the_file_in_the_limited_process(
 
 def test_an_output_is_asked_for_unless_it_is_a_dry_run(source: Path) -> None:
     assert run(source).exit_code == 2
+
+
+def test_matrices_in_float32_are_not_written_again(tmp_path: Path) -> None:
+    source = TinyCheckpoint.read("llama").write(tmp_path / "checkpoint", "F32")
+    parts = read(run(source, "-o", tmp_path / "out", "--json"))["parts"]
+    assert {(part["becomes"], part["size"] > 0) for part in parts} == {
+        ("float32, in place", False),
+        ("float32", True),
+    }

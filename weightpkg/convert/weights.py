@@ -75,14 +75,19 @@ class Weight:
         """Bytes that are written of it."""
         count = math.prod(self.shape)
         if not isinstance(self.layout, BlockLayout):
-            return 0 if self.place else 4 * count
+            return 0 if self.stays else 4 * count
         floats = count // self.layout.block_size * (1 + self.layout.has_offset)
         return count * self.layout.bits // 8 + 4 * floats
 
     @property
     def becomes(self) -> str:
         """What it is in the output."""
-        return f"{self.layout}, in place" if self.place else str(self.layout)
+        return f"{self.layout}, in place" if self.stays else str(self.layout)
+
+    @property
+    def stays(self) -> bool:
+        """Whether the graph points to it where it is; a vector is kept in the graph itself."""
+        return self.place is not None and len(self.shape) > 1
 
     @property
     def exactness(self) -> Exactness:
