@@ -13,7 +13,7 @@ import click
 from weightpkg import files
 from weightpkg.cli.console import format_size, make_progress, print_json, print_table
 from weightpkg.convert import Job, Quantization, SourceFile, child, format_of
-from weightpkg.digest import Digest, fingerprint_file, hash_file
+from weightpkg.digest import fingerprint_file
 from weightpkg.errors import StoreError
 from weightpkg.placing import place_files
 from weightpkg.progress import Progress
@@ -67,9 +67,9 @@ def command(
     progress = make_progress(quiet=quiet)
     start = time.perf_counter()
     if is_checkpoint:
-        job = _checkpoint_job(source, _not_hashed if dry_run else _hashed_twice, quantize)
+        job = _checkpoint_job(source, _not_hashed if dry_run else _hashed, quantize)
     else:
-        job = _file_job(source, _not_hashed if dry_run else _hashed)
+        job = _file_job(source)
     if dry_run or output is None:
         _print_plan(child.plan(job, progress), progress, as_json=as_json)
         return
@@ -125,8 +125,8 @@ def _fields(made: Plan | Conversion) -> dict[str, object]:
     }
 
 
-def _file_job(source: Path, look: Look) -> Job:
-    return Job(format_of([source.name]), str(source), (look(source, str(source)),))
+def _file_job(source: Path) -> Job:
+    return Job(format_of([source.name]), str(source), (_not_hashed(source, str(source)),))
 
 
 def _checkpoint_job(source: Path, look: Look, quantize: Quantization | None) -> Job:
@@ -139,12 +139,6 @@ def _checkpoint_job(source: Path, look: Look, quantize: Quantization | None) -> 
 
 
 def _hashed(path: Path, name: str) -> SourceFile:
-    """Hash a file of which nothing will be in the output as it is."""
-    with files.mapped(path):
-        return SourceFile(path, hash_file(path, "sha256"), name)
-
-
-def _hashed_twice(path: Path, name: str) -> SourceFile:
     """Hash a file that may become one of the output's."""
     with files.mapped(path):
         known = fingerprint_file(path)
@@ -152,5 +146,5 @@ def _hashed_twice(path: Path, name: str) -> SourceFile:
 
 
 def _not_hashed(path: Path, name: str) -> SourceFile:
-    """Leave out what only a manifest says."""
-    return SourceFile(path, Digest("sha256", 64 * "0"), name)
+    """Leave it to the conversion: a dry run does without."""
+    return SourceFile(path, None, name)

@@ -223,6 +223,6 @@ def _build_encoder(
 
 
 def _row(kind: str, source: SourceFile, *, is_placed: bool) -> dict[str, object]:
-    row = {"path": source.name, "sha256": source.digest.hex}
+    row = {"path": source.name, "sha256": source.sha256().hex}
     placed = {"in-place": True} if is_placed else {}
     return {**row, "format": "safetensors", "architecture": kind, **placed}

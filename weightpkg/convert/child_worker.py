@@ -73,7 +73,7 @@ def _load_gguf() -> Work:
 
     def prepare(job: Job) -> AbstractContextManager[Prepared]:
         (source,) = job.sources
-        return pipeline.prepare(source.path, source.digest, name=source.name)
+        return pipeline.prepare(source)
 
     return prepare
 

@@ -53,13 +53,16 @@ class Request:
 
 def _dump_source(source: SourceFile) -> list[str | None]:
     blake3 = str(source.blake3) if source.blake3 else None
-    return [str(source.path), str(source.digest), source.name, blake3]
+    sha256 = str(source.digest) if source.digest else None
+    return [str(source.path), sha256, source.name, blake3]
 
 
-def _load_source(fields: list[Any]) -> SourceFile:
-    path, digest, name, blake3 = fields
-    known = Digest.parse(blake3) if blake3 else None
-    return SourceFile(Path(path), Digest.parse(digest), name, known)
+def _load_source(fields: list[str | None]) -> SourceFile:
+    path, sha256, name, blake3 = fields
+    assert path is not None  # noqa: S101  as `_dump_source` wrote it
+    assert name is not None  # noqa: S101  the same
+    digests = (Digest.parse(text) if text else None for text in (sha256, blake3))
+    return SourceFile(Path(path), next(digests), name, next(digests))
 
 
 def dump_conversion(conversion: Conversion) -> dict[str, Any]:

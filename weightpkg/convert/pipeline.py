@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol, Self, cast
 
-from weightpkg.convert import ARCHITECTURES, CONVERTER_VERSION, WITH_EXPERTS, tokenizer
+from weightpkg.convert import ARCHITECTURES, CONVERTER_VERSION, WITH_EXPERTS, SourceFile, tokenizer
 from weightpkg.convert.directory import Conversion, ModelDirectory, OutputFile, Prepared
 from weightpkg.convert.genai import DecoderConfig, genai_config
 from weightpkg.convert.graph import DATA_FILE, Graph
@@ -40,19 +41,17 @@ class Architecture(Protocol):
 
 
 @contextmanager
-def prepare(source: Path, digest: Digest, *, name: str | None = None) -> Iterator[Prepared]:
+def prepare(source: SourceFile) -> Iterator[Prepared]:
     """Read a GGUF file as far as it takes to know what its conversion will be.
 
-    Args:
-        source: the file.
-        digest: its SHA-256, for the manifest; not checked here.
-        name: what to call the file, if not by its path, as a blob's path tells nobody anything.
+    Its digest, for the manifest, is not checked here; where it is not known, the file is hashed while
+    it is converted.
 
     Raises:
         GGUFError: the file is malformed.
         ConvertError: the file is well-formed and not one that can be converted.
     """
-    with GGUFFile.open(source, name=name) as file:
+    with GGUFFile.open(source.path, name=source.name) as file:
         kind = file.get("general.architecture", str)
         architecture = _architecture(file, kind)
         config = architecture.Config.from_gguf(file)
@@ -61,10 +60,13 @@ def prepare(source: Path, digest: Digest, *, name: str | None = None) -> Iterato
         graph = Graph(kind)
         architecture.build(graph, weights, config)
         weights.finish()
-        plan = plan_of(kind, source.stat().st_size, graph, weights)
+        plan = plan_of(kind, source.path.stat().st_size, graph, weights)
 
         def write(output: ModelDirectory, progress: Progress) -> tuple[OutputFile, ...]:
-            write_data(graph, file.name, output, progress)
+            with ThreadPoolExecutor(1) as pool:
+                hashed = pool.submit(source.sha256)
+                write_data(graph, file.name, output, progress)
+                digest = hashed.result()
             output.write("model.onnx", graph.model({"weightpkg.source": str(digest)}))
             output.write("tokenizer.json", words.tokenizer_json())
             output.write("tokenizer_config.json", words.tokenizer_config_json())
@@ -86,13 +88,13 @@ def convert(
     """Convert a GGUF file.
 
     Args:
-        source: the file, which is read as `prepare` does, with the same arguments and errors.
-        digest: its SHA-256.
+        source: the file, which is read as `prepare` does, with the same errors.
+        digest: its SHA-256, for the manifest; not checked here.
         directory: an empty directory; on an error, what was written is left to the caller.
         progress: told of the bytes of weights as they are written.
-        name: what to call the file.
+        name: what to call the file, if not by its path.
     """
-    with prepare(source, digest, name=name) as prepared:
+    with prepare(SourceFile(source, digest, name or str(source))) as prepared:
         return prepared.convert(directory, progress)
 
 

@@ -88,4 +88,4 @@ def _copy(path: Path, output: ModelDirectory, name: str, advance: Advance) -> No
 
 def _row(name: str, source: SourceFile, *, is_data: bool) -> dict[str, str]:
     kind = "onnx" if name == MODEL else "onnx-data" if is_data else "file"
-    return {"format": kind, "sha256": source.digest.hex}
+    return {"format": kind, "sha256": source.sha256().hex}
