@@ -52,7 +52,8 @@ def report(what: str, injected: int, lost: int) -> None:
 
 def convert_here(job: Job, directory: Path, progress: Progress) -> Conversion:
     """Convert in this process instead of a child, where a disk that fails or kills is seen as well."""
-    return load_work(job.form)(job, directory, progress)
+    with load_work(job.form)(job) as prepared:
+        return prepared.convert(directory, progress)
 
 
 def add_large(settings: Settings) -> None:

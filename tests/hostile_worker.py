@@ -12,12 +12,14 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from weightpkg.convert import Job
 from weightpkg.convert.child_worker import Work, main
-from weightpkg.convert.directory import Conversion
+from weightpkg.convert.directory import ModelDirectory, OutputFile, Prepared
+from weightpkg.convert.plan import Plan
 from weightpkg.errors import DigestMismatchError, DocumentError, GGUFError, TensorMismatchError
 from weightpkg.progress import Progress
 
@@ -144,14 +146,18 @@ def count_interfaces(directory: Path, progress: Progress) -> None:
 
 
 def load(form: str) -> Work:
-    def work(job: Job, directory: Path, progress: Progress) -> Conversion:
-        (directory / "begun").touch()
-        progress.note(f"pid {os.getpid()}")
-        harm: Callable[[Path, Progress], None] = globals()[job.sources[0].path.read_text()]
-        harm(directory, progress)
-        return Conversion("none", 1, ())
+    @contextmanager
+    def prepare(job: Job) -> Iterator[Prepared]:
+        def write(output: ModelDirectory, progress: Progress) -> tuple[OutputFile, ...]:
+            (output.path / "begun").touch()
+            progress.note(f"pid {os.getpid()}")
+            harm: Callable[[Path, Progress], None] = globals()[job.sources[0].path.read_text()]
+            harm(output.path, progress)
+            return ()
 
-    return work
+        yield Prepared(Plan("none", 1, 0, (), None), write)
+
+    return prepare
 
 
 if __name__ == "__main__":

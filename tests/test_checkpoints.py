@@ -32,7 +32,7 @@ from golden_embeddings import load as golden_embeddings
 from tiny_checkpoint import PAGES, DenseType, TinyCheckpoint
 from weightpkg.cli.convert import command
 from weightpkg.convert import Job, SourceFile
-from weightpkg.convert.checkpoints import convert as convert_job
+from weightpkg.convert.checkpoints import prepare
 from weightpkg.digest import hash_file
 from weightpkg.errors import (
     CheckpointError,
@@ -76,7 +76,8 @@ def convert(source: Path, output: Path, *, quantization: Quantization | None = N
     sources = [SourceFile(path, hash_file(path, "sha256"), name) for name, path in found.items()]
     output.mkdir()
     job = Job("safetensors", str(source), tuple(sources), quantization)
-    done = convert_job(job, output, Silence())
+    with prepare(job) as prepared:
+        done = prepared.convert(output, Silence())
     for name in done.placed:
         os.link(found[name], output / name)
     return done

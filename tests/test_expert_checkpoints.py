@@ -125,7 +125,7 @@ def safetensors_float32(page: TinyCheckpoint) -> Tensors:
 def test_stacked_experts_do_not_depend_on_the_slices_they_are_read_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    monkeypatch.setattr(weights, "_SLICE_WEIGHTS", size)
+    monkeypatch.setattr(weights, "SLICE_WEIGHTS", size)
     source = TinyCheckpoint.read("gpt-oss").write(tmp_path / "source")
     convert(source, tmp_path / "out")
     _, columns, expected, bar = golden("gpt-oss")

@@ -26,6 +26,10 @@ class DenseLayout:
 
     dtype: DenseType
 
+    def __str__(self) -> str:
+        """What a graph has of it: every graph computes with this type."""
+        return "float32"
+
 
 @dataclass(frozen=True, slots=True)
 class BlockLayout:
@@ -34,6 +38,11 @@ class BlockLayout:
     bits: Literal[4, 8]
     block_size: int
     has_offset: bool
+
+    def __str__(self) -> str:
+        """What a graph has of it."""
+        offset = " and offset" if self.has_offset else ""
+        return f"{self.bits} bits, a scale{offset} for {self.block_size}"
 
 
 Layout = DenseLayout | BlockLayout

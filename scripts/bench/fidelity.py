@@ -210,9 +210,18 @@ def logits(forward: Forward, first: list[int], tokens: list[int]) -> Iterator[ND
         yield forward([*first, *tokens[start : start + WINDOW]])[len(first) :]
 
 
+def some_log_p(
+    forward: Forward, first: list[int], tokens: list[int]
+) -> Iterator[NDArray[np.float64]]:
+    """Yield log-probabilities, a few positions at a time: a large vocabulary takes much memory."""
+    for window in logits(forward, first, tokens):
+        for start in range(0, len(window), 50):
+            yield log_softmax(window[start : start + 50])
+
+
 def all_log_p(forward: Forward, first: list[int], tokens: list[int]) -> NDArray[np.float64]:
     """Return the log-probabilities that follow each token: (T, V)."""
-    return np.concatenate([log_softmax(part) for part in logits(forward, first, tokens)])
+    return np.concatenate(list(some_log_p(forward, first, tokens)))
 
 
 def agreement(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
@@ -227,13 +236,10 @@ class Comparison:
     divergences: list[float] = field(default_factory=list)
     agreements: list[bool] = field(default_factory=list)
 
-    def add(self, reference: NDArray[np.float32], other: NDArray[np.float32]) -> None:
-        """Add positions (T, V), a few at a time: a large vocabulary takes much memory."""
-        for start in range(0, len(reference), 50):
-            part = slice(start, start + 50)
-            p, q = log_softmax(reference[part]), log_softmax(other[part])
-            self.divergences += kl_divergence(p, q).tolist()
-            self.agreements += (p.argmax(axis=-1) == q.argmax(axis=-1)).tolist()
+    def add(self, p: NDArray[np.float64], q: NDArray[np.float64]) -> None:
+        """Add positions: log-probabilities (T, V) of the reference and of the other."""
+        self.divergences += kl_divergence(p, q).tolist()
+        self.agreements += (p.argmax(axis=-1) == q.argmax(axis=-1)).tolist()
 
     @property
     def kl(self) -> float:
@@ -297,7 +303,7 @@ def report_llama_cpp(report: Report, source: Path, directory: Path) -> None:
     report_tokens(report, directory, tokens)
     engines = (engine.logits, onnx_forward(directory), exact_forward(source))
     to_theirs, ours_to_exact, theirs_to_exact = Comparison(), Comparison(), Comparison()
-    parts = [logits(forward, first, tokens) for forward in engines]
+    parts = [some_log_p(forward, first, tokens) for forward in engines]
     for theirs, ours, exact in zip(*parts, strict=True):
         to_theirs.add(theirs, ours)
         ours_to_exact.add(exact, ours)

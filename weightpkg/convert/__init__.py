@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from weightpkg.digest import Digest
+from weightpkg.digest import Digest, hash_file
 from weightpkg.formats.checkpoint_files import is_checkpoint
 
 CONVERTER_VERSION = 1
@@ -94,14 +94,19 @@ Quantization = Literal["q4", "q8"]
 class SourceFile:
     """A file to be converted.
 
+    digest: its SHA-256; None where whoever needs it is to compute it.
     name: what it is called in its model, as a blob's path tells nobody anything.
     blake3: of its content, if that is known.
     """
 
     path: Path
-    digest: Digest
+    digest: Digest | None
     name: str
     blake3: Digest | None = None
+
+    def sha256(self) -> Digest:
+        """Return what is known, or else hash the file."""
+        return self.digest or hash_file(self.path, "sha256")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +127,7 @@ class Job:
     def key(self) -> str:
         """The name of the conversion."""
         options = [f"quantize={self.quantization}"] if self.quantization else []
-        return conversion_key({source.name: source.digest for source in self.sources}, options)
+        return conversion_key({source.name: source.sha256() for source in self.sources}, options)
 
 
 def format_of(names: Sequence[str]) -> str:

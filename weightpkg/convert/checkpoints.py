@@ -8,24 +8,26 @@ float32.
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol, Self, cast, runtime_checkable
 
 from weightpkg.convert import CONVERTER_VERSION, DECODERS, ENCODERS, Job, SourceFile
-from weightpkg.convert.directory import Conversion, ModelDirectory, OutputFile
+from weightpkg.convert.directory import ModelDirectory, OutputFile, Prepared
 from weightpkg.convert.genai import DecoderConfig, genai_config
-from weightpkg.convert.graph import DATA_FILE, Graph, Value
+from weightpkg.convert.graph import Graph, Value
 from weightpkg.convert.hf_config import HFConfig
 from weightpkg.convert.hf_tokenizer import read_tokenizer
 from weightpkg.convert.packed import Packing, read_packed
 from weightpkg.convert.packings import read_packing
+from weightpkg.convert.pipeline import write_data
 from weightpkg.convert.quantize import quantizer
 from weightpkg.convert.sentence import (
     add_sentence_embedding,
     read_max_length,
     read_sentence_head,
 )
-from weightpkg.convert.weights import Weight, Weights, read_safetensors
+from weightpkg.convert.weights import Weight, Weights, plan_of, read_safetensors
 from weightpkg.digest import hash_file
 from weightpkg.errors import TensorMismatchError, UnsupportedArchitectureError, shown
 from weightpkg.formats.checkpoint import Checkpoint
@@ -109,13 +111,12 @@ class Encoder(Architecture, Protocol):
         """Add the whole model to the graph; return its last hidden state and attention mask."""
 
 
-def convert(job: Job, directory: Path, progress: Progress) -> Conversion:
-    """Convert a checkpoint.
+@contextmanager
+def prepare(job: Job) -> Iterator[Prepared]:
+    """Read a checkpoint as far as it takes to know what its conversion will be.
 
     Args:
         job: its files; those that are not known by name are left alone.
-        directory: an empty directory; on an error, what was written is left to the caller.
-        progress: told of the bytes of weights as they are written.
 
     Raises:
         FormatError: a file is malformed.
@@ -126,7 +127,7 @@ def convert(job: Job, directory: Path, progress: Progress) -> Conversion:
     config = HFConfig(f"{checkpoint.name}/config.json", checkpoint.fields("config.json"))
     kind = config.get("model_type", str)
     architecture = _architecture(config, kind)
-    graph, output = Graph(kind), ModelDirectory(directory)
+    graph = Graph(kind)
     with checkpoint.open_weights() as tensors:
         weights = _read_weights(tensors, architecture, read_packing(config))
         if job.quantization is not None:
@@ -134,19 +135,24 @@ def convert(job: Job, directory: Path, progress: Progress) -> Conversion:
         build = _build_encoder if kind in ENCODERS else _build_decoder
         documents = build(graph, checkpoint, config, architecture, weights)
         weights.finish()
-        _write_data(graph, checkpoint, output, progress)
         source_size = sum(checkpoint.files[name].stat().st_size for name in tensors.files)
-    for name in graph.locations:
-        output.expect(_as_it_is(sources[name]))
-    output.write("model.onnx", graph.model({"weightpkg.conversion": job.key}))
-    for name, content in documents.items():
-        output.write(name, content)
-    placed = frozenset(graph.locations)
-    options = {} if job.quantization is None else {"quantize": job.quantization}
-    used = [name for name in checkpoint.files if name in tensors.files or not is_weights(name)]
-    rows = [_row(kind, sources[name], is_placed=name in placed) for name in used]
-    files = output.finish({"converter-version": CONVERTER_VERSION, "sources": rows, **options})
-    return Conversion(kind, source_size, files, placed)
+        placed = frozenset(graph.locations)
+        used = [name for name in sources if name in tensors.files or not is_weights(name)]
+        rows = [_row(kind, sources[name], is_placed=name in placed) for name in used]
+
+        def write(output: ModelDirectory, progress: Progress) -> tuple[OutputFile, ...]:
+            write_data(graph, checkpoint.name, output, progress)
+            for name in graph.locations:
+                output.expect(_as_it_is(sources[name]))
+            output.write("model.onnx", graph.model({"weightpkg.conversion": job.key}))
+            for name, content in documents.items():
+                output.write(name, content)
+            options = {} if job.quantization is None else {"quantize": job.quantization}
+            return output.finish(
+                {"converter-version": CONVERTER_VERSION, "sources": rows, **options}
+            )
+
+        yield Prepared(plan_of(kind, source_size, graph, weights), write, placed)
 
 
 def _as_it_is(source: SourceFile) -> OutputFile:
@@ -175,18 +181,6 @@ def _read_weights(
     if isinstance(architecture, Rearranging):
         return weights.changed(architecture.canonical_weight)
     return architecture.unstacked(weights) if isinstance(architecture, Stacking) else weights
-
-
-def _write_data(
-    graph: Graph, checkpoint: Checkpoint, output: ModelDirectory, progress: Progress
-) -> None:
-    """Write what is not in the checkpoint as it is."""
-    if graph.data_size:
-        with (
-            progress.task(f"converting {checkpoint.name}", graph.data_size) as advance,
-            output.create(DATA_FILE, advance) as data,
-        ):
-            graph.write_data(data)
 
 
 def _build_decoder(
@@ -238,6 +232,6 @@ def _build_encoder(
 
 
 def _row(kind: str, source: SourceFile, *, is_placed: bool) -> dict[str, object]:
-    row = {"path": source.name, "sha256": source.digest.hex}
+    row = {"path": source.name, "sha256": source.sha256().hex}
     placed = {"in-place": True} if is_placed else {}
     return {**row, "format": "safetensors", "architecture": kind, **placed}

@@ -21,7 +21,8 @@ from typing import Any, Self
 from weightpkg.convert import Job
 from weightpkg.convert.directory import Conversion
 from weightpkg.convert.limits import Limits
-from weightpkg.convert.messages import Request, load_conversion, load_error
+from weightpkg.convert.messages import Request, load_conversion, load_error, load_plan
+from weightpkg.convert.plan import Plan
 from weightpkg.errors import ConvertError
 from weightpkg.progress import Advance, Progress
 
@@ -53,6 +54,30 @@ def convert(
         ConvertError: a file cannot be converted, or the process did not live to its end.
         OSError: a file cannot be read, or the directory not written.
     """
+    _, fields = _run(job, directory, progress, limits)
+    return load_conversion(fields)
+
+
+def plan(job: Job, progress: Progress) -> Plan:
+    """Say what a conversion would be: the same process reads the files, and writes nothing.
+
+    Args:
+        job: the files; nobody looks at their digests.
+        progress: told how it goes.
+
+    Raises:
+        FormatError: a file is malformed.
+        ConvertError: a file cannot be converted, or the process did not live to its end.
+        OSError: a file cannot be read.
+    """
+    _, fields = _run(job, None, progress, None)
+    return load_plan(fields)
+
+
+def _run(
+    job: Job, directory: Path | None, progress: Progress, limits: Limits | None
+) -> tuple[str, dict[str, Any]]:
+    """Return the last word of a process that did what it was asked."""
     sizes = [source.path.stat().st_size for source in job.sources]
     request = Request(job, directory, limits or Limits.for_size(sum(sizes), len(sizes)))
     name = job.name
@@ -62,8 +87,8 @@ def convert(
         _Tasks(progress) as tasks,
     ):
         match _ask(process, request, tasks):
-            case ["done", fields]:
-                return load_conversion(fields)
+            case ["done" | "planned" as word, fields]:
+                return word, fields
             case ["error", kind, attributes]:
                 raise load_error(kind, attributes)
             case ["system", number, reason]:

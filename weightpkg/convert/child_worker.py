@@ -11,18 +11,17 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import AbstractContextManager, contextmanager
 from typing import NoReturn, TextIO
 
 from weightpkg.convert import Job
-from weightpkg.convert.directory import Conversion
+from weightpkg.convert.directory import Prepared
 from weightpkg.convert.limits import cut_off, forbid, fullest
-from weightpkg.convert.messages import Request, dump_conversion, dump_error
+from weightpkg.convert.messages import Request, dump_conversion, dump_error, dump_plan
 from weightpkg.errors import WeightpkgError
-from weightpkg.progress import Advance, Progress
+from weightpkg.progress import Advance
 
-Work = Callable[[Job, Path, Progress], Conversion]
+Work = Callable[[Job], AbstractContextManager[Prepared]]
 
 _SAID_AT_ONCE = 1024 * 1024
 
@@ -72,23 +71,23 @@ def load_work(form: str) -> Work:
 def _load_gguf() -> Work:
     from weightpkg.convert import pipeline  # noqa: PLC0415  what it imports has threads
 
-    def convert(job: Job, directory: Path, progress: Progress) -> Conversion:
+    def prepare(job: Job) -> AbstractContextManager[Prepared]:
         (source,) = job.sources
-        return pipeline.convert(source.path, source.digest, directory, progress, name=source.name)
+        return pipeline.prepare(source)
 
-    return convert
+    return prepare
 
 
 def _load_onnx() -> Work:
     from weightpkg.convert import published  # noqa: PLC0415  the same
 
-    return lambda job, directory, progress: published.convert(job.sources, directory, progress)
+    return lambda job: published.prepare(job.sources)
 
 
 def _load_safetensors() -> Work:
     from weightpkg.convert import checkpoints  # noqa: PLC0415  the same
 
-    return checkpoints.convert
+    return checkpoints.prepare
 
 
 def main(load: Callable[[str], Work] = load_work) -> NoReturn:
@@ -112,7 +111,10 @@ def main(load: Callable[[str], Work] = load_work) -> NoReturn:
 
 def _answer(work: Work, request: Request, channel: Channel) -> tuple[object, ...]:
     try:
-        done = work(request.job, request.directory, channel)
+        with work(request.job) as prepared:
+            if request.directory is None:
+                return "planned", dump_plan(prepared.plan)
+            return "done", dump_conversion(prepared.convert(request.directory, channel))
     except WeightpkgError as error:
         return ("error", *dump_error(error))
     except MemoryError:
@@ -122,10 +124,15 @@ def _answer(work: Work, request: Request, channel: Channel) -> tuple[object, ...
     except OSError as error:
         if error.errno == errno.EMFILE:
             return "limit", "open_files"
-        if error.errno == errno.EFBIG and fullest(request.directory) >= request.limits.file_size:
+        if error.errno == errno.EFBIG and _is_full(request):
             return "limit", "file_size"
         return "system", error.errno, error.strerror or str(error)
-    return "done", dump_conversion(done)
+
+
+def _is_full(request: Request) -> bool:
+    """Whether a file has reached its limit, and not one of the system's."""
+    directory = request.directory
+    return directory is not None and fullest(directory) >= request.limits.file_size
 
 
 def _take_stdout() -> TextIO:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,13 +14,18 @@ from typing import TYPE_CHECKING, Self
 import tomli_w
 from blake3 import blake3
 
+from weightpkg.convert.plan import Part, Plan
 from weightpkg.digest import Digest
+from weightpkg.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from io import FileIO
 
 MANIFEST = "weightpkg.toml"
+
+# A file is made durable at its end; begun earlier, most of that is done while the rest is made.
+_SYNC_SIZE = 128 * 1024 * 1024
 
 # Pieces that wait to be written, beside the one that is: memory is that of so many.
 _WAITING = 4
@@ -46,6 +52,7 @@ class Conversion:
     source_size: int
     files: tuple[OutputFile, ...]
     placed: frozenset[str] = frozenset()
+    parts: tuple[Part, ...] = ()
 
     @property
     def size(self) -> int:
@@ -69,6 +76,10 @@ class HashingFile:
         self._hasher.update(data)
         self.size += len(data)
 
+    def sync(self) -> None:
+        """Have the disk write what it has been given so far."""
+        os.fsync(self._stream.fileno())
+
     @property
     def digest(self) -> Digest:
         """Of the bytes so far."""
@@ -87,6 +98,9 @@ class WritingThread:
         self._advance = advance
         self._pool = ThreadPoolExecutor(1)
         self._waiting: deque[tuple[int, Future[None]]] = deque()
+        self._disk = ThreadPoolExecutor(1)
+        self._sync: Future[None] | None = None
+        self._unsynced = 0
 
     def write(self, data: memoryview | bytes, /) -> None:
         """Have bytes written, which must not change from then on."""
@@ -98,15 +112,26 @@ class WritingThread:
         size, written = self._waiting.popleft()
         written.result()
         self._advance(size)
+        self._unsynced += size
+        if self._unsynced >= _SYNC_SIZE and (self._sync is None or self._sync.done()):
+            self._await_sync()
+            self._sync = self._disk.submit(self._file.sync)
+            self._unsynced = 0
+
+    def _await_sync(self) -> None:
+        if self._sync is not None:
+            self._sync.result()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Wait until all is written, if nothing went wrong."""
-        with self._pool:
+        with self._disk, self._pool:
             while self._waiting and kind is None:
                 self._await_first()
+            if kind is None:
+                self._await_sync()
 
 
 class ModelDirectory:
@@ -147,3 +172,22 @@ class ModelDirectory:
         with (self.path / MANIFEST).open("xb") as stream:
             stream.write(tomli_w.dumps({"schema": 1, **provenance, "files": rows}).encode())
         return files
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A conversion of which all is known but the bytes.
+
+    write: writes them, into an empty directory, and tells how it goes.
+    placed: as `Conversion` has it.
+    """
+
+    plan: Plan
+    write: Callable[[ModelDirectory, Progress], tuple[OutputFile, ...]]
+    placed: frozenset[str] = frozenset()
+
+    def convert(self, directory: Path, progress: Progress) -> Conversion:
+        """Write the model directory."""
+        files = self.write(ModelDirectory(directory), progress)
+        plan = self.plan
+        return Conversion(plan.architecture, plan.source_size, files, self.placed, plan.parts)

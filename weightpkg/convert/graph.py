@@ -224,6 +224,12 @@ class Graph:
         return self._data_size
 
     @property
+    def held_size(self) -> int:
+        """Bytes of the most that a payload collects while its first tensor is written."""
+        tensors = (payload.tensors[1:] for _, payload in self._payloads)
+        return max((sum(tensor.size for tensor in some) for some in tensors), default=0)
+
+    @property
     def locations(self) -> list[str]:
         """The files, beside the data file, that the graph points into."""
         return sorted(self._locations)

@@ -92,6 +92,14 @@ def _set(kind: int, soft: int, hard: int | None = None) -> None:
         resource.setrlimit(kind, wanted)
 
 
+def peak_memory() -> int | None:
+    """Bytes that this process has had at most; None where the system does not say."""
+    if resource is None:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def _address_space() -> int | None:
     """Bytes of address space now; None where the system does not say."""
     try:

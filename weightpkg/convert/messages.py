@@ -6,7 +6,7 @@ The parent sends one request. The child answers with any number of
 
 and then, as its last word, one of
 
-    ["done", CONVERSION]           ["error", CLASS, ATTRIBUTES]
+    ["done", CONVERSION]           ["planned", PLAN]     ["error", CLASS, ATTRIBUTES]
     ["system", ERRNO, REASON]      ["limit", NAME]
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,17 @@ from weightpkg import errors
 from weightpkg.convert import Job, SourceFile
 from weightpkg.convert.directory import Conversion, OutputFile
 from weightpkg.convert.limits import Limits
+from weightpkg.convert.plan import Part, Plan
 from weightpkg.digest import Digest
 from weightpkg.errors import ConvertError, WeightpkgError
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One conversion. directory: an empty one."""
+    """One conversion. directory: an empty one; None to be told only what it would be."""
 
     job: Job
-    directory: Path
+    directory: Path | None
     limits: Limits
 
     def dump(self) -> str:
@@ -39,25 +40,29 @@ class Request:
         job = self.job
         sources = [_dump_source(source) for source in job.sources]
         fields = [job.form, job.name, sources, job.quantization]
-        return json.dumps([fields, str(self.directory), asdict(self.limits)]) + "\n"
+        directory = self.directory and str(self.directory)
+        return json.dumps([fields, directory, asdict(self.limits)]) + "\n"
 
     @classmethod
     def load(cls, line: str) -> Request:
         """Read a line of `dump`."""
         (form, name, sources, quantization), directory, limits = json.loads(line)
         job = Job(form, name, tuple(map(_load_source, sources)), quantization)
-        return cls(job, Path(directory), Limits(**limits))
+        return cls(job, directory and Path(directory), Limits(**limits))
 
 
 def _dump_source(source: SourceFile) -> list[str | None]:
     blake3 = str(source.blake3) if source.blake3 else None
-    return [str(source.path), str(source.digest), source.name, blake3]
+    sha256 = str(source.digest) if source.digest else None
+    return [str(source.path), sha256, source.name, blake3]
 
 
-def _load_source(fields: list[Any]) -> SourceFile:
-    path, digest, name, blake3 = fields
-    known = Digest.parse(blake3) if blake3 else None
-    return SourceFile(Path(path), Digest.parse(digest), name, known)
+def _load_source(fields: list[str | None]) -> SourceFile:
+    path, sha256, name, blake3 = fields
+    assert path is not None  # noqa: S101  as `_dump_source` wrote it
+    assert name is not None  # noqa: S101  the same
+    digests = (Digest.parse(text) if text else None for text in (sha256, blake3))
+    return SourceFile(Path(path), next(digests), name, next(digests))
 
 
 def dump_conversion(conversion: Conversion) -> dict[str, Any]:
@@ -68,6 +73,7 @@ def dump_conversion(conversion: Conversion) -> dict[str, Any]:
         "source_size": conversion.source_size,
         "files": files,
         "placed": sorted(conversion.placed),
+        "parts": [astuple(part) for part in conversion.parts],
     }
 
 
@@ -75,7 +81,22 @@ def load_conversion(fields: dict[str, Any]) -> Conversion:
     """Read what `dump_conversion` made."""
     files = tuple(OutputFile(path, size, Digest.parse(d)) for path, size, d in fields["files"])
     placed = frozenset(fields["placed"])
-    return Conversion(fields["architecture"], fields["source_size"], files, placed)
+    parts = _load_parts(fields["parts"])
+    return Conversion(fields["architecture"], fields["source_size"], files, placed, parts)
+
+
+def dump_plan(plan: Plan) -> dict[str, Any]:
+    """Return a plan as JSON has it."""
+    return asdict(plan) | {"parts": [astuple(part) for part in plan.parts]}
+
+
+def load_plan(fields: dict[str, Any]) -> Plan:
+    """Read what `dump_plan` made."""
+    return Plan(**fields | {"parts": _load_parts(fields["parts"])})
+
+
+def _load_parts(rows: list[list[Any]]) -> tuple[Part, ...]:
+    return tuple(Part(*row) for row in rows)
 
 
 def dump_error(error: WeightpkgError) -> tuple[str, dict[str, Any]]:

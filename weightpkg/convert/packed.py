@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -104,6 +104,10 @@ class Parts:
         values = self.array(part, ("F16", "BF16", "F32"), shape)
         return Floats(values, self.tensor(part).dtype.name == "BF16")
 
+    def size(self, parts: Iterable[str]) -> int:
+        """Return the bytes of those of some tensors that are there."""
+        return sum(self.tensor(part).nbytes for part in parts if part in self)
+
     def release(self, parts: Iterable[str]) -> None:
         """Say that tensors are done with, so that they no longer count as this process's memory."""
         for part in parts:
@@ -150,10 +154,11 @@ class Floats:
 class Packing:
     """A way to save packed matrices: the tensors of each, of which the first tells that it is one.
 
-    parts: their last names, behind the matrix's own and a separator; read: takes the canonical name;
+    name: what it is called; parts: their last names, behind the matrix's own and a separator; read: takes the canonical name;
     whole: the last name of a matrix that is not packed.
     """
 
+    name: str
     parts: tuple[str, ...]
     read: Callable[[str, Parts], Weight]
     separator: str = "."
@@ -188,15 +193,19 @@ def read_packed(
     for stem in stems:
         name = canonical_name(f"{stem}{packing.whole}")
         if name is not None:
-            packed.append(packing.read(name, Parts(checkpoint, f"{stem}{packing.separator}")))
+            part = Parts(checkpoint, f"{stem}{packing.separator}")
+            size = part.size(packing.parts)
+            packed.append(replace(packing.read(name, part), kind=packing.name, source_size=size))
     # some writers save biases of zeros for models that have none
     biases = {name for name in (canonical_name(f"{stem}.bias") for stem in stems) if name}
     return read_safetensors(checkpoint, dense_name).extended(packed, if_not_zero=biases)
 
 
-def of_integers(names: tuple[str, ...], unpack: Callable[[Parts], PackedMatrix]) -> Packing:
+def of_integers(
+    name: str, names: tuple[str, ...], unpack: Callable[[Parts], PackedMatrix]
+) -> Packing:
     """Return the packing of matrices of integers, whose tensors have these last names."""
-    return Packing(names, lambda name, parts: _as_blocks(name, parts, names, unpack(parts)))
+    return Packing(name, names, lambda stem, parts: _as_blocks(stem, parts, names, unpack(parts)))
 
 
 def _as_blocks(name: str, parts: Parts, names: tuple[str, ...], packed: PackedMatrix) -> Weight:

@@ -60,18 +60,19 @@ def read_packing(config: HFConfig) -> Packing | None:
     if group is None:
         return None
     method = group.get("quant_method", str)
-    if method not in _METHODS:
+    if method not in METHODS:
         raise UnsupportedQuantizationError(
             f"`{config.name}`: quantization method `{shown(method)}` is not converted",
-            hint=f"those that are: {', '.join(sorted(_METHODS))}",
+            hint=f"those that are: {', '.join(sorted(METHODS))}",
         )
     group.ignore(*_IGNORED[method].split())
-    packing = _METHODS[method](group)
+    packing = METHODS[method](group)
     group.finish()
     return packing
 
 
 def _read_gptq(group: HFConfig) -> Packing:
+    """4 and 8 bits, with and without act-order, in GPTQ's first and second format."""
     group.expect("bits", 4, 8)
     group.expect("pack_dtype", "int32")
     keys = ("checkpoint_format", "format")
@@ -82,7 +83,7 @@ def _read_gptq(group: HFConfig) -> Packing:
     unpack = partial(
         _unpack_gptq, bits=bits, group_size=group.get("group_size", int), less=int(not is_second)
     )
-    return of_integers(("qweight", "qzeros", "scales", "g_idx"), unpack)
+    return of_integers("GPTQ", ("qweight", "qzeros", "scales", "g_idx"), unpack)
 
 
 def _unpack_gptq(parts: Parts, bits: Bits, group_size: int, less: int) -> PackedMatrix:
@@ -115,11 +116,12 @@ def _unpack_gptq(parts: Parts, bits: Bits, group_size: int, less: int) -> Packed
 
 
 def _read_awq(group: HFConfig) -> Packing:
+    """4 bits with zero points, version GEMM."""
     group.expect("bits", 4)
     group.expect("version", "gemm", "GEMM")
     group.expect("zero_point", True)
     unpack = partial(_unpack_awq, group_size=group.get("group_size", int))
-    return of_integers(("qweight", "qzeros", "scales"), unpack)
+    return of_integers("AWQ", ("qweight", "qzeros", "scales"), unpack)
 
 
 def _unpack_awq(parts: Parts, group_size: int) -> PackedMatrix:
@@ -148,6 +150,7 @@ def _unpack_awq_words(words: NDArray[np.int32], start: int, stop: int) -> NDArra
 
 
 def _read_compressed(group: HFConfig) -> Packing:
+    """`pack-quantized` (4 and 8 bits by group or by output) and `float-quantized`."""
     group.expect("format", "pack-quantized", "float-quantized")
     if group.get("format", str, "") == "float-quantized":
         return read_float_quantized(group)
@@ -156,7 +159,7 @@ def _read_compressed(group: HFConfig) -> Packing:
     for scheme in group.groups("config_groups"):
         _check_scheme(scheme)
     parts = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx")
-    return of_integers(parts, _unpack_compressed)
+    return of_integers("compressed-tensors", parts, _unpack_compressed)
 
 
 def _check_scheme(scheme: HFConfig) -> None:
@@ -237,7 +240,7 @@ def _n_groups(parts: Parts, part: str, width: int, group_size: int) -> int:
     return width // group_size
 
 
-_METHODS: dict[str, Callable[[HFConfig], Packing]] = {
+METHODS: dict[str, Callable[[HFConfig], Packing]] = {
     "awq": _read_awq,
     "compressed-tensors": _read_compressed,
     "fp8": read_fp8,

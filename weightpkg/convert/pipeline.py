@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -13,13 +16,14 @@ from weightpkg.convert import (
     CONVERTER_VERSION,
     GGUF_ENCODERS,
     WITH_EXPERTS,
+    SourceFile,
     tokenizer,
 )
-from weightpkg.convert.directory import Conversion, ModelDirectory, OutputFile
+from weightpkg.convert.directory import Conversion, ModelDirectory, OutputFile, Prepared
 from weightpkg.convert.genai import DecoderConfig, genai_config
 from weightpkg.convert.graph import DATA_FILE, Graph, Value
 from weightpkg.convert.sentence import add_sentence_embedding, read_gguf_head
-from weightpkg.convert.weights import Weights, read_gguf
+from weightpkg.convert.weights import Weights, plan_of, read_gguf
 from weightpkg.digest import Digest
 from weightpkg.errors import UnsupportedArchitectureError
 from weightpkg.formats.gguf import GGUFFile
@@ -75,6 +79,39 @@ class Encoder(Protocol):
         """Add the whole model to the graph; return its last hidden state and attention mask."""
 
 
+@contextmanager
+def prepare(source: SourceFile) -> Iterator[Prepared]:
+    """Read a GGUF file as far as it takes to know what its conversion will be.
+
+    Its digest, for the manifest, is not checked here; where it is not known, the file is hashed while
+    it is converted.
+
+    Raises:
+        GGUFError: the file is malformed.
+        ConvertError: the file is well-formed and not one that can be converted.
+    """
+    with GGUFFile.open(source.path, name=source.name) as file:
+        kind = file.get("general.architecture", str)
+        architecture, graph = _architecture(file, kind), Graph(kind)
+        build = _build_encoder if kind in GGUF_ENCODERS else _build_decoder
+        weights, documents = build(graph, file, kind, architecture)
+        weights.finish()
+        plan = plan_of(kind, source.path.stat().st_size, graph, weights)
+
+        def write(output: ModelDirectory, progress: Progress) -> tuple[OutputFile, ...]:
+            with ThreadPoolExecutor(1) as pool:
+                hashed = pool.submit(source.sha256)
+                write_data(graph, file.name, output, progress)
+                digest = hashed.result()
+            output.write("model.onnx", graph.model({"weightpkg.source": str(digest)}))
+            for name, content in documents.items():
+                output.write(name, content)
+            row = {"format": "gguf", "sha256": digest.hex, "architecture": kind}
+            return output.finish({"converter-version": CONVERTER_VERSION, "sources": [row]})
+
+        yield Prepared(plan, write)
+
+
 def convert(
     source: Path,
     digest: Digest,
@@ -86,74 +123,60 @@ def convert(
     """Convert a GGUF file.
 
     Args:
-        source: the file.
+        source: the file, which is read as `prepare` does, with the same errors.
         digest: its SHA-256, for the manifest; not checked here.
         directory: an empty directory; on an error, what was written is left to the caller.
         progress: told of the bytes of weights as they are written.
-        name: what to call the file, if not by its path, as a blob's path tells nobody anything.
-
-    Raises:
-        GGUFError: the file is malformed.
-        ConvertError: the file is well-formed and not one that can be converted.
+        name: what to call the file, if not by its path.
     """
-    with GGUFFile.open(source, name=name) as file:
-        kind = file.get("general.architecture", str)
-        module = ARCHITECTURES.get(kind)
-        if module is None:
-            raise UnsupportedArchitectureError(
-                f"`{file.name}`: architecture `{kind}` is not converted yet",
-                hint=f"those that are: {', '.join(sorted(ARCHITECTURES))}",
-            )
-        if file.get(f"{kind}.expert_count", int, 0):
-            module = WITH_EXPERTS.get(kind, module)
-        architecture = importlib.import_module(f"weightpkg.convert.archs.{module}")
-        files = _convert(file, kind, architecture, digest, ModelDirectory(directory), progress)
-        return Conversion(kind, source.stat().st_size, files)
+    with prepare(SourceFile(source, digest, name or str(source))) as prepared:
+        return prepared.convert(directory, progress)
 
 
-def _convert(
-    file: GGUFFile,
-    kind: str,
-    architecture: ModuleType,
-    digest: Digest,
-    output: ModelDirectory,
-    progress: Progress,
-) -> tuple[OutputFile, ...]:
-    graph = Graph(kind)
-    if kind in GGUF_ENCODERS:
-        documents = _build_encoder(graph, file, kind, cast("Encoder", architecture))
-    else:
-        documents = _build_decoder(graph, file, cast("Decoder", architecture))
-    with (
-        progress.task(f"converting {file.name}", graph.data_size) as advance,
-        output.create(DATA_FILE, advance) as data,
-    ):
-        graph.write_data(data)
-    output.write("model.onnx", graph.model({"weightpkg.source": str(digest)}))
-    for name, content in documents.items():
-        output.write(name, content)
-    source = {"format": "gguf", "sha256": digest.hex, "architecture": kind}
-    return output.finish({"converter-version": CONVERTER_VERSION, "sources": [source]})
+def write_data(graph: Graph, name: str, output: ModelDirectory, progress: Progress) -> None:
+    """Write the weights of a graph that are not in other files; `name` is the model's."""
+    if graph.data_size:
+        with (
+            progress.task(f"converting {name}", graph.data_size) as advance,
+            output.create(DATA_FILE, advance) as data,
+        ):
+            graph.write_data(data)
 
 
-def _build_decoder(graph: Graph, file: GGUFFile, decoder: Decoder) -> dict[str, bytes]:
-    """Add the model to the graph; return the files that belong to it."""
+def _architecture(file: GGUFFile, kind: str) -> ModuleType:
+    module = ARCHITECTURES.get(kind)
+    if module is None:
+        raise UnsupportedArchitectureError(
+            f"`{file.name}`: architecture `{kind}` is not converted yet",
+            hint=f"those that are: {', '.join(sorted(ARCHITECTURES))}",
+        )
+    if file.get(f"{kind}.expert_count", int, 0):
+        module = WITH_EXPERTS.get(kind, module)
+    return importlib.import_module(f"weightpkg.convert.archs.{module}")
+
+
+def _build_decoder(
+    graph: Graph, file: GGUFFile, _: str, architecture: ModuleType
+) -> tuple[Weights, dict[str, bytes]]:
+    """Add the model to the graph; return its weights, and the files that belong to it."""
+    decoder = cast("Decoder", architecture)
     config = decoder.Config.from_gguf(file)
     words = tokenizer.read_gguf(file, config.vocab_size)
     weights = read_gguf(file, decoder.gguf_names(config))
     decoder.build(graph, weights, config)
-    weights.finish()
-    return {**words.files(), "genai_config.json": genai_config(config, words)}
+    return weights, {**words.files(), "genai_config.json": genai_config(config, words)}
 
 
-def _build_encoder(graph: Graph, file: GGUFFile, kind: str, encoder: Encoder) -> dict[str, bytes]:
+def _build_encoder(
+    graph: Graph, file: GGUFFile, kind: str, architecture: ModuleType
+) -> tuple[Weights, dict[str, bytes]]:
     """The same, with what makes one vector of a text if the file says so."""
+    encoder = cast("Encoder", architecture)
     config = encoder.Config.from_gguf(file)
     head = read_gguf_head(file, kind, config.hidden_size)
     words = tokenizer.read_gguf(file, config.vocab_size)
     weights = read_gguf(file, encoder.gguf_names(config))
     x, mask = encoder.build(graph, weights, config)
-    weights.finish()
     if head is not None:
         add_sentence_embedding(graph, x, mask, head)
-    return replace(words, max_length=config.max_length).files()
+    return weights, replace(words, max_length=config.max_length).files()

@@ -6,11 +6,14 @@ files, those beside it and in the directories above come along: configurations, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from weightpkg.convert import CONVERTER_VERSION, SourceFile
-from weightpkg.convert.directory import MANIFEST, Conversion, ModelDirectory
+from weightpkg.convert.directory import MANIFEST, ModelDirectory, OutputFile, Prepared
+from weightpkg.convert.limits import peak_memory
+from weightpkg.convert.plan import Plan
 from weightpkg.digest import READ_SIZE
 from weightpkg.errors import UnsupportedFormatError
 from weightpkg.formats.onnx_file import check_model
@@ -20,13 +23,12 @@ from weightpkg.progress import Advance, Progress
 MODEL = "model.onnx"
 
 
-def convert(sources: Sequence[SourceFile], directory: Path, progress: Progress) -> Conversion:
-    """Check a model, and copy it and what belongs to it.
+@contextmanager
+def prepare(sources: Sequence[SourceFile]) -> Iterator[Prepared]:
+    """Check a model, to be copied with what belongs to it.
 
     Args:
         sources: the files; one of them is the model.
-        directory: an empty directory; on an error, what was written is left to the caller.
-        progress: told of the bytes as they are written.
 
     Raises:
         OnnxError: the model is malformed, or could do harm.
@@ -44,14 +46,16 @@ def convert(sources: Sequence[SourceFile], directory: Path, progress: Progress) 
         if name not in locations and source.path.stat().st_size:
             refuse_pickle(source.path, name=source.name)
     copied = {MODEL: model, **around}
-    output = ModelDirectory(directory)
     total = sum(source.path.stat().st_size for source in copied.values())
-    with progress.task(f"checked {model.name}, copying", total) as advance:
-        for name, source in copied.items():
-            _copy(source.path, output, name, advance)
-    rows = [_row(n, s, is_data=n in locations) for n, s in copied.items()]
-    files = output.finish({"converter-version": CONVERTER_VERSION, "sources": rows})
-    return Conversion("onnx", total, files)
+
+    def write(output: ModelDirectory, progress: Progress) -> tuple[OutputFile, ...]:
+        with progress.task(f"checked {model.name}, copying", total) as advance:
+            for name, source in copied.items():
+                _copy(source.path, output, name, advance)
+        rows = [_row(n, s, is_data=n in locations) for n, s in copied.items()]
+        return output.finish({"converter-version": CONVERTER_VERSION, "sources": rows})
+
+    yield Prepared(Plan("onnx", total, total, (), peak_memory()), write)
 
 
 def _find_model(sources: Sequence[SourceFile]) -> SourceFile:
@@ -84,4 +88,4 @@ def _copy(path: Path, output: ModelDirectory, name: str, advance: Advance) -> No
 
 def _row(name: str, source: SourceFile, *, is_data: bool) -> dict[str, str]:
     kind = "onnx" if name == MODEL else "onnx-data" if is_data else "file"
-    return {"format": kind, "sha256": source.digest.hex}
+    return {"format": kind, "sha256": source.sha256().hex}

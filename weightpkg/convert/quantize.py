@@ -74,7 +74,7 @@ def _quantized(weight: Weight, bits: Literal[4, 8]) -> Weight:
             raise ConvertError(f"tensor `{weight.name}` has a weight that is not a number")
         return quantize(values, layout)
 
-    return replace(weight, layout=layout, rows=rows, place=None)
+    return replace(weight, layout=layout, rows=rows, place=None, is_quantised_here=True)
 
 
 def quantize(values: NDArray[np.float32], layout: BlockLayout) -> Blocks:

@@ -50,7 +50,7 @@ E4M3 = _e4m3()
 
 def read_mxfp4(_: HFConfig) -> Packing:
     """Return gpt-oss's packing, which nothing is said of."""
-    return Packing(("blocks", "scales"), _mxfp4, separator="_", whole="")
+    return Packing("MXFP4", ("blocks", "scales"), _mxfp4, separator="_", whole="")
 
 
 def _mxfp4(name: str, parts: Parts) -> Weight:
@@ -83,7 +83,7 @@ def read_fp8(group: HFConfig) -> Packing:
             raise group.unsupported("`weight_block_size` is not how many rows and columns")
         block = (sizes[0], sizes[1])
     names = ("weight_scale_inv", "weight", "activation_scale", "input_scale")
-    return Packing(names, partial(_widened, scale="weight_scale_inv", block=block))
+    return Packing("FP8", names, partial(_widened, scale="weight_scale_inv", block=block))
 
 
 def read_float_quantized(group: HFConfig) -> Packing:
@@ -93,7 +93,7 @@ def read_float_quantized(group: HFConfig) -> Packing:
     for scheme in group.groups("config_groups"):
         _check_scheme(scheme)
     names = ("weight_scale", "weight", "input_scale")
-    return Packing(names, partial(_widened, scale="weight_scale", block=None))
+    return Packing("FP8", names, partial(_widened, scale="weight_scale", block=None))
 
 
 def _check_scheme(scheme: HFConfig) -> None:

@@ -6,13 +6,18 @@ tensor that nobody asked for is as much an error as one that is missing.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from weightpkg.convert.graph import Graph
+from weightpkg.convert.limits import peak_memory
+from weightpkg.convert.plan import Exactness, Part, Plan
 from weightpkg.errors import TensorMismatchError, UnsupportedQuantizationError
 from weightpkg.formats import ggml
 from weightpkg.tensor import BlockLayout, Blocks, Layout
@@ -25,9 +30,12 @@ if TYPE_CHECKING:
 
 Rows = Callable[[int, int], "Blocks | NDArray[np.float32]"]
 
-# A slice is at most this many weights: large enough for NumPy to be fast, small enough that
-# memory does not grow with the model.
-_SLICE_WEIGHTS = 2 * 1024 * 1024
+SLICE_WEIGHTS = 2 * 1024 * 1024
+"""A slice is at most this many weights: large enough for NumPy to be fast, small enough that
+# memory does not grow with the model."""
+
+# How many float32 slices the memory of all that is decoded, or waits to be written, is that of.
+_PIECES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +50,9 @@ class Place:
 class Weight:
     """One tensor: its canonical name, shape, layout, and a function that reads rows of it.
 
+    kind: what the file calls its type.
+    source_size: its bytes in the file.
+
     shape: (N, K) or (N,); `rows(start, stop)` gives rows of the first axis, as `Blocks` for a
     block layout and as (stop - start, K) or (stop - start,) float32 for a dense one. Both ends
     must be multiples of `row_step`. `place` is where a dense one lies as it is, in float32;
@@ -55,6 +66,37 @@ class Weight:
     row_step: int = 1
     place: Place | None = None
     columns: NDArray[np.int64] | None = None
+    kind: str = ""
+    source_size: int = 0
+    is_quantised_here: bool = False
+
+    @property
+    def size(self) -> int:
+        """Bytes that are written of it."""
+        count = math.prod(self.shape)
+        if not isinstance(self.layout, BlockLayout):
+            return 0 if self.stays else 4 * count
+        floats = count // self.layout.block_size * (1 + self.layout.has_offset)
+        return count * self.layout.bits // 8 + 4 * floats
+
+    @property
+    def becomes(self) -> str:
+        """What it is in the output."""
+        return f"{self.layout}, in place" if self.stays else str(self.layout)
+
+    @property
+    def stays(self) -> bool:
+        """Whether the graph points to it where it is; a vector is kept in the graph itself."""
+        return self.place is not None and len(self.shape) > 1
+
+    @property
+    def exactness(self) -> Exactness:
+        """How much like the source's the weights are."""
+        if self.is_quantised_here:
+            return "quantised"
+        if isinstance(self.layout, BlockLayout) and self.layout.has_offset:
+            return "offsets rounded once"
+        return "equal to the bit"
 
     def dense(self) -> NDArray[np.float32]:
         """Read the whole of a small dense tensor.
@@ -72,7 +114,7 @@ class Weight:
     def slices(self) -> Iterator[Blocks | NDArray[np.float32]]:
         """Read all rows, a bounded number at a time."""
         row_weights = int(np.prod(self.shape[1:], dtype=np.int64))
-        count = max(1, _SLICE_WEIGHTS // max(1, row_weights))
+        count = max(1, SLICE_WEIGHTS // max(1, row_weights))
         step = max(1, count // self.row_step) * self.row_step
         for start in range(0, self.shape[0], step):
             yield self.rows(start, min(start + step, self.shape[0]))
@@ -153,6 +195,18 @@ class Weights:
         everything = [*self._tensors.values(), *added.values()]
         return Weights(self.source, everything, if_not_zero=if_not_zero)
 
+    def parts(self) -> tuple[Part, ...]:
+        """Say what becomes of the tensors that were taken, type by type, in the file's order."""
+        groups: dict[tuple[str, str, Exactness], list[Weight]] = {}
+        for name, weight in self._tensors.items():
+            if name in self._used:
+                key = weight.kind, weight.becomes, weight.exactness
+                groups.setdefault(key, []).append(weight)
+        return tuple(
+            Part(*key, len(some), sum(w.source_size for w in some), sum(w.size for w in some))
+            for key, some in groups.items()
+        )
+
     def finish(self) -> None:
         """Refuse tensors that nobody took.
 
@@ -168,6 +222,15 @@ class Weights:
                 f"`{self.source}`: the architecture has no use for {names}{more}",
                 hint="the file may be of a variation of the architecture that is not supported",
             )
+
+
+def plan_of(architecture: str, source_size: int, graph: Graph, weights: Weights) -> Plan:
+    """Say what writing a graph's data will be, once all of the weights are in it."""
+    memory = peak_memory()
+    if memory is not None:
+        pieces = min(graph.data_size, 4 * SLICE_WEIGHTS * _PIECES)
+        memory += pieces + graph.held_size
+    return Plan(architecture, source_size, graph.data_size, weights.parts(), memory)
 
 
 def expand_names(
@@ -221,8 +284,16 @@ def _gguf_weight(file: GGUFFile, tensor: GGUFTensor, name: str) -> Weight:
         return values
 
     if len(tensor.shape) == 1:
-        return Weight(name, tensor.shape, layout, lambda start, stop: _vector(rows, start, stop))
-    return Weight(name, tensor.shape, layout, rows)
+        rows_of_vector = partial(_vector, rows)
+        return Weight(
+            name,
+            tensor.shape,
+            layout,
+            rows_of_vector,
+            kind=tensor.type.name,
+            source_size=tensor.size,
+        )
+    return Weight(name, tensor.shape, layout, rows, kind=tensor.type.name, source_size=tensor.size)
 
 
 def _vector(rows: Rows, start: int, stop: int) -> Blocks | NDArray[np.float32]:
@@ -277,7 +348,15 @@ def _safetensors_weight(
     # a file's header has any length: numbers that are not aligned are copied to where they are
     is_usable = layout.dtype == "float32" and tensor.start % 4 == 0
     place = Place(checkpoint.file_of(tensor), tensor.start) if is_usable else None
-    return Weight(name, tensor.shape, layout, rows, place=place)
+    return Weight(
+        name,
+        tensor.shape,
+        layout,
+        rows,
+        place=place,
+        kind=tensor.dtype.name,
+        source_size=tensor.nbytes,
+    )
 
 
 def refuse_differences(source: str, first: Weight, second: Weight) -> None:
