@@ -161,17 +161,7 @@ class Config:
             CheckpointError: a key is missing or of the wrong type.
             UnsupportedArchitectureError: a key changes the mathematics in a way not known here.
         """
-        kind = config.get("model_type", str)
-        config.assume(_DEFAULTS[kind])
-        config.require("kv_lora_rank", "q_lora_rank", "n_shared_experts")
-        config.expect("architectures", ["DeepseekV2ForCausalLM"], ["DeepseekV3ForCausalLM"])
-        config.expect_own_code("deepseek")
-        config.expect("hidden_act", "silu")
-        config.expect("moe_layer_freq", 1)
-        config.expect("rope_interleave", True)
-        config.expect("scoring_func", _DEFAULTS[kind]["scoring_func"])
-        config.expect("num_nextn_predict_layers", 0, 1)
-        config.ignore("aux_loss_alpha", "ep_size", "seq_aux")  # of training
+        _expect_handled(config)
         heads = config.get("num_attention_heads", int)
         config.expect("num_key_value_heads", heads)
         rest, rotated = config.get("qk_nope_head_dim", int), config.get("qk_rope_head_dim", int)
@@ -215,6 +205,21 @@ class Config:
         hyperparameters.check(found, config.name)
         _check(found, config.name)
         return found
+
+
+def _expect_handled(config: HFConfig) -> None:
+    """Refuse values of keys of which only some are handled."""
+    defaults = _DEFAULTS[config.get("model_type", str)]
+    config.assume(defaults)
+    config.require("kv_lora_rank", "q_lora_rank", "n_shared_experts")
+    config.expect("architectures", ["DeepseekV2ForCausalLM"], ["DeepseekV3ForCausalLM"])
+    config.expect_own_code("deepseek")
+    config.expect("hidden_act", "silu")
+    config.expect("moe_layer_freq", 1)
+    config.expect("rope_interleave", True)
+    config.expect("scoring_func", defaults["scoring_func"])
+    config.expect("num_nextn_predict_layers", 0, 1)
+    config.ignore("aux_loss_alpha", "ep_size", "seq_aux")  # of training
 
 
 def _read_groups(config: HFConfig) -> tuple[int, int]:
