@@ -340,7 +340,7 @@ def test_texts_have_at_most_as_many_tokens_as_there_are_positions(
 
 
 def test_the_runner_says_what_an_encoder_is_for(convert_page: Callable[..., Path]) -> None:
-    with pytest.raises(RunError, match="makes vectors of texts"):
+    with pytest.raises(RunError, match="writes no text"):
         Model(convert_page("bert"))
 
 

@@ -150,7 +150,7 @@ def test_refuses_tensors_that_are_missing_or_left_over(tmp_path: Path, name: str
 
 def test_the_runner_says_what_an_encoder_is_for(tmp_path: Path) -> None:
     directory = converted(tmp_path / "out", MODELS["bert"])
-    with pytest.raises(RunError, match="makes vectors of texts") as caught:
+    with pytest.raises(RunError, match="writes no text") as caught:
         Model(directory)
     assert "sentence_embedding" in str(caught.value.hint)
 

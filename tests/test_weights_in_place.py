@@ -267,7 +267,7 @@ def test_sources_that_were_converted_are_dropped(settings: Settings) -> None:
 
 
 def test_a_model_that_makes_vectors_is_not_run(settings: Settings, record: Installed) -> None:
-    with pytest.raises(RunError, match="makes vectors of texts"):
+    with pytest.raises(RunError, match="writes no text"):
         load(record.full_name, settings=settings)
 
 

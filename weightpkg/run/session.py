@@ -62,11 +62,11 @@ class ModelConfig:
             RunError: there is none, or not of a decoder-only model.
         """
         path = directory / "genai_config.json"
-        if _is_encoder(directory, path.name):
+        if _writes_no_text(directory, path.name):
             raise RunError(
-                "the model makes vectors of texts (embeddings), and writes no text",
-                hint="in Python `weightpkg.path(NAME)` is the directory of its model.onnx, which has "
-                "`last_hidden_state` and mostly `sentence_embedding`, and its tokenizer.json",
+                "the model is not a text model: it writes no text",
+                hint="in Python `weightpkg.path(NAME)` is the directory of its model.onnx; one that "
+                "makes vectors of texts has `sentence_embedding` there, and a tokenizer.json beside it",
             )
         try:
             model = json.loads(path.read_bytes())["model"]
@@ -80,11 +80,6 @@ class ModelConfig:
                 head_size=int(decoder["head_size"]),
                 eos_token_ids=tuple(eos) if isinstance(eos, list) else (int(eos),),
             )
-        except FileNotFoundError as error:
-            raise RunError(
-                f"`{directory}` is not a text model: it has no `{path.name}`",
-                hint="`weightpkg.path(NAME)` gives this directory to programs that know what to do",
-            ) from error
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(
                 f"`{path}` is not a text model's configuration: {error}",
@@ -92,7 +87,7 @@ class ModelConfig:
             ) from error
 
 
-def _is_encoder(directory: Path, name: str) -> bool:
+def _writes_no_text(directory: Path, name: str) -> bool:
     """Whether a directory was made without the configuration of a text model."""
     try:
         manifest = tomllib.loads((directory / _MANIFEST).read_text(encoding="utf-8"))
