@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import difflib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from weightpkg.digest import Digest
 from weightpkg.document import MAX_DOCUMENT_SIZE, Table, parse_document
@@ -18,6 +19,9 @@ from weightpkg.errors import DocumentError, ModelNotFoundError
 from weightpkg.package import File, Model, Resolved
 from weightpkg.page import read_alias, read_model
 from weightpkg.requirement import NormalizedName, normalize_name
+
+if TYPE_CHECKING:
+    from weightpkg.catalog import Catalog
 
 _NEAREST = 3
 
@@ -33,8 +37,23 @@ class Hit:
 class Index:
     """An index in a directory."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        cache: Path | None = None,
+        note: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Open the index of a directory; nothing is read before it is asked for.
+
+        Args:
+            directory: the index.
+            cache: where to keep what searches need; without it, each search reads every page.
+            note: told what takes a while.
+        """
         self.directory = directory
+        self._cache = cache
+        self._note = note
         self._models: dict[str, Model] = {}
 
     def names(self) -> list[str]:
@@ -43,6 +62,9 @@ class Index:
         Raises:
             DocumentError: the directory is no index.
         """
+        return sorted(path.stem for path in self._pages().glob("*.toml"))
+
+    def _pages(self) -> Path:
         pages = self.directory / "models"
         if not pages.is_dir():
             raise DocumentError(
@@ -50,7 +72,7 @@ class Index:
                 source=str(pages),
                 hint="an index is a directory that holds `models/NAME.toml`",
             )
-        return sorted(path.stem for path in pages.glob("*.toml"))
+        return pages
 
     def aliases(self) -> list[str]:
         """The normalised names of all aliases, in order."""
@@ -98,24 +120,41 @@ class Index:
         near = difflib.get_close_matches(name, known, n=_NEAREST, cutoff=0.6)
         return near or [other for other in known if other in name or name in other][:_NEAREST]
 
-    def search(self, words: Sequence[str]) -> list[Hit]:
+    def search(self, words: Sequence[str], *, limit: int | None = None) -> list[Hit]:
         """Return the models that match all of the words, best first.
 
+        Pages that are not valid are left out: `faulty` names them.
+
+        Args:
+            words: parts of names, tags, summaries and the like; capitals do not count.
+            limit: how many to return at most.
+
         Raises:
-            DocumentError: a page is not valid.
+            DocumentError: the directory is no index.
         """
-        models = [self._read(self._page(name)) for name in self.names()]
-        hits = [Hit(model, _score(model, [word.lower() for word in words])) for model in models]
-        found = [hit for hit in hits if hit.score]
-        return sorted(found, key=lambda hit: (-hit.score, hit.model.name))
+        found = self._catalog().search(words, limit)
+        return [Hit(self.model(NormalizedName(name)), score) for name, score in found]
+
+    def faulty(self) -> list[str]:
+        """Return the pages that a search leaves out because they are not valid.
+
+        Raises:
+            DocumentError: the directory is no index.
+        """
+        return [f"models/{name}.toml" for name in self._catalog().faulty()]
+
+    def _catalog(self) -> Catalog:
+        from weightpkg.catalog import Catalog  # noqa: PLC0415  SQLite, which only searches need
+
+        return Catalog(self._pages(), self._cache, self._read, self._note)
 
     def find(self, digest: Digest) -> Iterator[tuple[Resolved, File]]:
         """Yield each variant that has a file of a SHA-256, with that file.
 
         Raises:
-            DocumentError: a page is not valid.
+            DocumentError: the directory is no index.
         """
-        for name in self.names():
+        for name in self._catalog().holders(digest):
             model = self.model(NormalizedName(name))
             for release in model.releases:
                 for variant in release.variants:
@@ -201,27 +240,6 @@ def _check_page_name(path: Path) -> None:
         is_right = False
     if not is_right:
         raise DocumentError("is not called by a normalised name", source=_source(path))
-
-
-def _score(model: Model, words: Sequence[str]) -> int:
-    """How well a model matches: 0 where a word is nowhere, a name counts more than a summary."""
-    name = model.name.lower()
-    tags = [tag.lower() for tag in (*model.tags, model.task, model.architecture, model.license)]
-    total = 0
-    for word in words:
-        scores = (
-            (100, word == name),
-            (60, name.startswith(word)),
-            (40, word in name),
-            (30, word in tags),
-            (15, any(word in tag for tag in tags)),
-            (10, word in model.summary.lower()),
-        )
-        best = max((score for score, matches in scores if matches), default=0)
-        if not best:
-            return 0
-        total += best
-    return total
 
 
 def _ambiguities(models: Sequence[Model], aliases: Sequence[str]) -> Iterator[DocumentError]:

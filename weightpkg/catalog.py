@@ -1,0 +1,224 @@
+"""What a search needs of an index's pages, in one SQLite file, so that pages need not be read for it.
+
+A catalogue is a cache: pages are the truth, and it is made of them again where it is missing, stale
+or damaged. It is never written in place: a new one is built beside it and renamed over it, so that
+readers always have a whole one, and of several processes that build, the last one wins.
+
+It is stale when a page's size or time of change is another one. To ask that of every page of a large
+index takes longer than the search; there, only the directory's own time is looked at, which changes
+when a page is added, removed or renamed into place, and all pages once a day. So what must be
+noticed at once is renamed into place, as editors and version control do it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from weightpkg import files
+from weightpkg.digest import Digest
+from weightpkg.errors import DocumentError, StoreError
+from weightpkg.package import Model
+
+VERSION = 1  # goes up when what a catalogue has, or is made of, changes
+_LOOK_AT_ALL = 2_000  # so many pages take 10 ms
+_LOOK_AFTER_NS = 24 * 3600 * 10**9
+_RECENT_NS = 2 * 10**9  # some systems' times of change are as coarse as that
+_ABANDONED_S = 3600
+_MAX_WORDS = 100  # SQLite's expressions are not endless
+
+_TABLES = """
+CREATE TABLE meta (version INTEGER, changed INTEGER, made INTEGER, count INTEGER);
+CREATE TABLE pages (page TEXT PRIMARY KEY, changed INTEGER, size INTEGER,
+                    name TEXT, words TEXT, summary TEXT, everything TEXT) WITHOUT ROWID;
+CREATE TABLE files (sha256 BLOB, page TEXT, PRIMARY KEY (sha256, page)) WITHOUT ROWID;
+CREATE INDEX files_by_page ON files (page);
+CREATE INDEX faults ON pages (page) WHERE name IS NULL;
+"""
+
+# a name counts more than a tag, and a tag more than a summary
+_SCORE = """CASE
+    WHEN name = {word} THEN 100
+    WHEN substr(name, 1, length({word})) = {word} THEN 60
+    WHEN instr('-' || name || '-', '-' || {word} || '-') THEN 50
+    WHEN instr(name, {word}) THEN 40
+    WHEN instr(words, char(10) || {word} || char(10)) THEN 30
+    WHEN instr(words, {word}) THEN 15
+    ELSE 10
+END"""
+
+Stamp = tuple[int, int]
+"""A page's time of change in nanoseconds, and its size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """The catalogue of a directory of pages.
+
+    Args:
+        pages: the directory.
+        cache: where to keep catalogues; None keeps none.
+        read: reads a page; `DocumentError` where it is not valid.
+        note: told when many pages have to be read.
+    """
+
+    pages: Path
+    cache: Path | None
+    read: Callable[[Path], Model]
+    note: Callable[[str], None] = field(default=lambda _: None)
+
+    def search(self, words: Sequence[str], limit: int | None) -> list[tuple[str, int]]:
+        """Return the pages that match all of the words, and their scores, best first."""
+        marks = [f"?{i + 1}" for i in range(min(len(words), _MAX_WORDS))]
+        score = " + ".join(_SCORE.format(word=mark) for mark in marks) or "1"
+        # most pages have nothing of what is looked for: one look at each says so
+        matches = "".join(f" AND instr(everything, {mark})" for mark in marks)
+        query = (
+            f"SELECT page, {score} AS score FROM pages WHERE name IS NOT NULL{matches} "  # noqa: S608  of our own text
+            f"ORDER BY score DESC, length(name), name LIMIT {-1 if limit is None else int(limit)}"
+        )
+        return self._ask(query, [word.lower() for word in words[:_MAX_WORDS]])
+
+    def holders(self, digest: Digest) -> list[str]:
+        """Return the pages that name a file of a SHA-256."""
+        query = "SELECT DISTINCT page FROM files WHERE sha256 = ? ORDER BY page"
+        return [page for (page,) in self._ask(query, [bytes.fromhex(digest.hex)])]
+
+    def faulty(self) -> list[str]:
+        """Return the pages that cannot be read."""
+        return [
+            page
+            for (page,) in self._ask("SELECT page FROM pages WHERE name IS NULL ORDER BY page", [])
+        ]
+
+    def _ask(self, query: str, values: Sequence[str | bytes]) -> list[tuple[Any, ...]]:
+        try:
+            with self._open() as connection:
+                return connection.execute(query, values).fetchall()
+        except sqlite3.DatabaseError:
+            # damaged where opening it did not show
+            with suppress(OSError):
+                self._path.unlink()
+            with self._open() as connection:
+                return connection.execute(query, values).fetchall()
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        connection = self._load()
+        if connection is None:
+            connection = self._make({})
+        else:
+            stamps = self._known(connection) if self._must_look(connection) else None
+            if stamps is not None and stamps != dict(self._listed()):
+                connection.close()
+                connection = self._make(stamps)
+        with closing(connection):
+            yield connection
+
+    @property
+    def _path(self) -> Path:
+        key = hashlib.sha256(os.fsencode(self.pages.absolute())).hexdigest()[:16]
+        return (self.cache or Path()) / f"{key}.sqlite"
+
+    def _load(self) -> sqlite3.Connection | None:
+        """Open the catalogue that is there, if there is one for this version."""
+        if self.cache is None or not self._path.is_file():
+            return None
+        connection = _connect(self._path)
+        with suppress(sqlite3.DatabaseError):
+            if connection.execute("SELECT version FROM meta").fetchall() == [(VERSION,)]:
+                return connection
+        connection.close()
+        return None
+
+    def _must_look(self, connection: sqlite3.Connection) -> bool:
+        """Whether pages may have changed, as far as their directory tells."""
+        changed, made, count = connection.execute(
+            "SELECT changed, made, count FROM meta"
+        ).fetchone()
+        is_settled = changed == self.pages.stat().st_mtime_ns and changed < made - _RECENT_NS
+        is_old = not 0 <= time.time_ns() - made < _LOOK_AFTER_NS
+        return count <= _LOOK_AT_ALL or not is_settled or is_old
+
+    def _known(self, connection: sqlite3.Connection) -> dict[str, Stamp]:
+        rows = connection.execute("SELECT page, changed, size FROM pages")
+        return {page: (changed, size) for page, changed, size in rows}
+
+    def _listed(self) -> Iterator[tuple[str, Stamp]]:
+        """Yield the pages that there are."""
+        with os.scandir(self.pages) as entries:
+            for entry in entries:
+                if entry.name.endswith(".toml"):
+                    status = entry.stat(follow_symlinks=False)
+                    yield entry.name.removesuffix(".toml"), (status.st_mtime_ns, status.st_size)
+
+    def _make(self, known: Mapping[str, Stamp]) -> sqlite3.Connection:
+        """Make the catalogue; keep what the one that is there knows of pages as they still are."""
+        try:
+            if self.cache is not None:
+                place = files.make_directory(self.cache / "tmp", is_durable=False)
+                files.sweep(place, older_than=time.time() - _ABANDONED_S)
+                with files.scratch_directory(place) as scratch:
+                    with closing(_connect(scratch / self._path.name, mode="rwc")) as new:
+                        self._fill(new, known)
+                    files.replace_files(scratch, [Path(self._path.name)], self.cache)
+                return _connect(self._path)
+        except (StoreError, sqlite3.OperationalError):
+            pass  # nothing can be kept there, and the answer is wanted all the same
+        connection = sqlite3.connect(":memory:")
+        self._fill(connection, {})
+        return connection
+
+    def _fill(self, new: sqlite3.Connection, known: Mapping[str, Stamp]) -> None:
+        new.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;" + _TABLES)
+        made, changed = time.time_ns(), self.pages.stat().st_mtime_ns
+        listed = dict(self._listed())
+        same = [(page,) for page, stamp in listed.items() if known.get(page) == stamp]
+        if same:
+            new.execute("ATTACH ? AS old", [_uri(self._path)])
+            for table in ("pages", "files"):
+                copy = f"INSERT INTO {table} SELECT * FROM old.{table} WHERE page = ?"  # noqa: S608  of our own text
+                new.executemany(copy, same)
+        if len(listed) - len(same) > _LOOK_AT_ALL:
+            self.note(f"reading {len(listed) - len(same):,} pages of the index, once")
+        for page, stamp in listed.items():
+            if known.get(page) != stamp:
+                self._add(new, page, stamp)
+        new.execute("INSERT INTO meta VALUES (?, ?, ?, ?)", [VERSION, changed, made, len(listed)])
+        new.commit()
+
+    def _add(self, new: sqlite3.Connection, page: str, stamp: Stamp) -> None:
+        try:
+            model = self.read(self.pages / f"{page}.toml")
+        except DocumentError:
+            new.execute("INSERT INTO pages (page, changed, size) VALUES (?, ?, ?)", [page, *stamp])
+            return
+        words = [*model.tags, model.task, model.architecture, model.license, model.base_model or ""]
+        texts = (model.name, "\n".join(["", *words, ""]), model.summary)
+        row = [page, *stamp, *(text.lower() for text in (*texts, "\n".join(texts)))]
+        new.execute("INSERT INTO pages VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+        digests = {
+            file.sha256.hex
+            for release in model.releases
+            for variant in release.variants
+            for file in variant.files
+            if file.sha256 is not None
+        }
+        rows = [(bytes.fromhex(digest), page) for digest in digests]
+        new.executemany("INSERT INTO files VALUES (?, ?)", rows)
+
+
+def _connect(path: Path, *, mode: str = "ro") -> sqlite3.Connection:
+    return sqlite3.connect(_uri(path, mode=mode), uri=True)
+
+
+def _uri(path: Path, *, mode: str = "ro") -> str:
+    """What SQLite calls a file; one that is read is never changed in place."""
+    return f"{path.absolute().as_uri()}?mode={mode}" + ("&immutable=1" if mode == "ro" else "")
