@@ -248,3 +248,107 @@ def test_the_longest_model_name_counts(tmp_path: Path, page: str) -> None:
     index = index_of(tmp_path / "index", ("tiny.toml", page), ("tiny-chat.toml", longer))
     assert resolve(Requirement.parse("tiny-chat-q4"), index).model.name == "tiny-chat"
     assert normalize_name("tiny-chat") in index
+
+
+# ---- versions of the specification
+
+
+def test_a_newer_minor_version_is_read_and_noted(page: str) -> None:
+    newer = page.replace("schema = 1", 'schema = "1.7"\nquantised-by = "acme"').replace(
+        'sha256 = "', 'sha3 = "00"\nsha256 = "'
+    )
+    model = read_model(parse_document(newer.encode(), source="models/tiny.toml"))
+    (note,) = model.notes
+    assert "models/tiny.toml is of schema 1.7, and of 1.0 is known here" in note
+    assert "`releases[0].variants.q4.files[0].sha3`, `quantised-by`" in note
+
+
+def test_what_is_known_of_a_newer_minor_version_is_checked_all_the_same(page: str) -> None:
+    newer = page.replace("schema = 1", 'schema = "1.7"').replace("size = 7", "size = -7")
+    with pytest.raises(DocumentError, match="between 0"):
+        read_model(parse_document(newer.encode(), source="models/tiny.toml"))
+
+
+@pytest.mark.parametrize("schema", ["0", "2", '"2.0"', '"0.9"', "20"])
+def test_another_major_version_is_refused(page: str, schema: str) -> None:
+    content = page.replace("schema = 1", f"schema = {schema}").encode()
+    with pytest.raises(UnsupportedVersionError):
+        read_model(parse_document(content, source="tiny.toml"))
+
+
+@pytest.mark.parametrize("schema", ["1.0", '"1"', '"1."', '"1.x"', "[]", '"-1.0"', '"1.0.0"', "-1"])
+def test_what_is_no_version_is_a_fault(page: str, schema: str) -> None:
+    content = page.replace("schema = 1", f"schema = {schema}").encode()
+    with pytest.raises(DocumentError, match="must be a whole number, or a string"):
+        read_model(parse_document(content, source="tiny.toml"))
+
+
+def test_a_base_model_is_a_repository(page: str) -> None:
+    good = page.replace("schema = 1", 'schema = 1\nbase-model = "acme/Tiny-1.1_B"').encode()
+    assert read_model(parse_document(good, source="tiny.toml")).base_model == "acme/Tiny-1.1_B"
+    for text in ("tiny", "a/b/c", "../b", "a /b", "a/é"):
+        bad = page.replace("schema = 1", f'schema = 1\nbase-model = "{text}"').encode()
+        with pytest.raises(DocumentError, match="not a repository"):
+            read_model(parse_document(bad, source="tiny.toml"))
+
+
+# ---- aliases
+
+
+def alias(index: Index, name: str, model: str) -> None:
+    directory = index.directory / "aliases"
+    directory.mkdir(exist_ok=True)
+    (directory / f"{name}.toml").write_text(f'schema = 1\nmodel = "{model}"\n')
+
+
+def test_an_alias_leads_to_its_model(tmp_path: Path, page: str) -> None:
+    index = index_of(tmp_path / "index", ("tiny.toml", page))
+    alias(index, "tiny-instruct", "Tiny")
+    alias(index, "tiny-old", "tiny-instruct")
+    assert index.lint() == []
+    assert index.names() == ["tiny"]
+    assert index.aliases() == ["tiny-instruct", "tiny-old"]
+    for name in ("Tiny.Instruct", "tiny-instruct-q4", "tiny-old==1.0"):
+        assert str(resolve(Requirement.parse(name), index)) == "tiny-q4 1.0"
+
+
+def test_aliases_in_a_circle_are_one_error(tmp_path: Path, page: str) -> None:
+    index = index_of(tmp_path / "index", ("tiny.toml", page))
+    alias(index, "one", "two")
+    alias(index, "two", "one")
+    with pytest.raises(
+        DocumentError, match=r"aliases/two\.toml: `model`: goes in a circle: one ->"
+    ):
+        resolve(Requirement.parse("one"), index)
+    assert [fault.source for fault in index.lint()] == ["aliases/two.toml", "aliases/one.toml"]
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "reason"),
+    [
+        ("tiny", "tiny", "is a model, too"),
+        ("other", "nothing", "no model is called `nothing`"),
+        ("other", "no name", "not a name"),
+        ("tiny-q4", "tiny", "is ambiguous: alias `tiny-q4` and variant `q4` of `tiny`"),
+        ("Other", "tiny", "is not called by a normalised name"),
+    ],
+)
+def test_lint_says_what_is_wrong_with_an_alias(
+    tmp_path: Path, page: str, name: str, target: str, reason: str
+) -> None:
+    index = index_of(tmp_path / "index", ("tiny.toml", page))
+    alias(index, name, target)
+    (fault,) = index.lint()
+    assert reason in str(fault)
+
+
+def test_a_name_that_is_a_model_and_an_alias_is_not_resolved(tmp_path: Path, page: str) -> None:
+    index = index_of(tmp_path / "index", ("tiny.toml", page))
+    alias(index, "tiny", "tiny")
+    with pytest.raises(DocumentError, match="is a model, too"):
+        resolve(Requirement.parse("tiny"), index)
+
+
+def test_a_name_opens_its_page_and_no_other(tmp_path: Path, page: str) -> None:
+    index = index_of(tmp_path / "index", ("tiny.toml", page), ("broken.toml", "schema = ["))
+    assert str(resolve(Requirement.parse("tiny-q4"), index)) == "tiny-q4 1.0"

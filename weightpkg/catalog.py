@@ -16,8 +16,8 @@ import hashlib
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,6 @@ CREATE TABLE meta (version INTEGER, changed INTEGER, made INTEGER, count INTEGER
 CREATE TABLE pages (page TEXT PRIMARY KEY, changed INTEGER, size INTEGER,
                     name TEXT, words TEXT, summary TEXT, everything TEXT) WITHOUT ROWID;
 CREATE TABLE files (sha256 BLOB, page TEXT, PRIMARY KEY (sha256, page)) WITHOUT ROWID;
-CREATE INDEX files_by_page ON files (page);
 CREATE INDEX faults ON pages (page) WHERE name IS NULL;
 """
 
@@ -111,15 +110,14 @@ class Catalog:
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        connection = self._load()
-        if connection is None:
-            connection = self._make({})
-        else:
-            stamps = self._known(connection) if self._must_look(connection) else None
-            if stamps is not None and stamps != dict(self._listed()):
-                connection.close()
-                connection = self._make(stamps)
-        with closing(connection):
+        with ExitStack() as stack:
+            connection = self._load()
+            if connection is None:
+                connection = stack.enter_context(closing(self._make(None)))
+            else:
+                stack.enter_context(closing(connection))
+                if self._must_look(connection) and _stamps(connection) != dict(self._listed()):
+                    connection = stack.enter_context(closing(self._make(connection)))
             yield connection
 
     @property
@@ -147,10 +145,6 @@ class Catalog:
         is_old = not 0 <= time.time_ns() - made < _LOOK_AFTER_NS
         return count <= _LOOK_AT_ALL or not is_settled or is_old
 
-    def _known(self, connection: sqlite3.Connection) -> dict[str, Stamp]:
-        rows = connection.execute("SELECT page, changed, size FROM pages")
-        return {page: (changed, size) for page, changed, size in rows}
-
     def _listed(self) -> Iterator[tuple[str, Stamp]]:
         """Yield the pages that there are."""
         with os.scandir(self.pages) as entries:
@@ -159,39 +153,41 @@ class Catalog:
                     status = entry.stat(follow_symlinks=False)
                     yield entry.name.removesuffix(".toml"), (status.st_mtime_ns, status.st_size)
 
-    def _make(self, known: Mapping[str, Stamp]) -> sqlite3.Connection:
-        """Make the catalogue; keep what the one that is there knows of pages as they still are."""
+    def _make(self, old: sqlite3.Connection | None) -> sqlite3.Connection:
+        """Make the catalogue; take from an old one what it knows of pages as they still are."""
         try:
             if self.cache is not None:
-                place = files.make_directory(self.cache / "tmp", is_durable=False)
-                files.sweep(place, older_than=time.time() - _ABANDONED_S)
-                with files.scratch_directory(place) as scratch:
-                    with closing(_connect(scratch / self._path.name, mode="rwc")) as new:
-                        self._fill(new, known)
-                    files.replace_files(scratch, [Path(self._path.name)], self.cache)
-                return _connect(self._path)
-        except (StoreError, sqlite3.OperationalError):
+                return self._make_file(self.cache, old)
+        except StoreError:
             pass  # nothing can be kept there, and the answer is wanted all the same
+        except sqlite3.DatabaseError:
+            if old is not None:  # it may be the damaged one; else the disk is full
+                return self._make(None)
         connection = sqlite3.connect(":memory:")
-        self._fill(connection, {})
+        self._fill(connection, None)
         return connection
 
-    def _fill(self, new: sqlite3.Connection, known: Mapping[str, Stamp]) -> None:
+    def _make_file(self, cache: Path, old: sqlite3.Connection | None) -> sqlite3.Connection:
+        place = files.make_directory(cache / "tmp", is_durable=False)
+        files.sweep(place, older_than=time.time() - _ABANDONED_S)
+        with files.scratch_directory(place) as scratch:
+            with closing(_connect(scratch / self._path.name, mode="rwc")) as new:
+                self._fill(new, old)
+            files.replace_files(scratch, [Path(self._path.name)], cache)
+        return _connect(self._path)
+
+    def _fill(self, new: sqlite3.Connection, old: sqlite3.Connection | None) -> None:
         new.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;" + _TABLES)
         made, changed = time.time_ns(), self.pages.stat().st_mtime_ns
-        listed = dict(self._listed())
-        same = [(page,) for page, stamp in listed.items() if known.get(page) == stamp]
-        if same:
-            new.execute("ATTACH ? AS old", [_uri(self._path)])
-            for table in ("pages", "files"):
-                copy = f"INSERT INTO {table} SELECT * FROM old.{table} WHERE page = ?"  # noqa: S608  of our own text
-                new.executemany(copy, same)
-        if len(listed) - len(same) > _LOOK_AT_ALL:
-            self.note(f"reading {len(listed) - len(same):,} pages of the index, once")
-        for page, stamp in listed.items():
-            if known.get(page) != stamp:
-                self._add(new, page, stamp)
-        new.execute("INSERT INTO meta VALUES (?, ?, ?, ?)", [VERSION, changed, made, len(listed)])
+        todo = dict(self._listed())
+        meta = (VERSION, changed, made, len(todo))
+        if old is not None:
+            _copy(old, new, todo)
+        if len(todo) > _LOOK_AT_ALL:
+            self.note(f"reading {len(todo):,} pages of the index, once")
+        for page, stamp in todo.items():
+            self._add(new, page, stamp)
+        new.execute("INSERT INTO meta VALUES (?, ?, ?, ?)", meta)
         new.commit()
 
     def _add(self, new: sqlite3.Connection, page: str, stamp: Stamp) -> None:
@@ -213,6 +209,23 @@ class Catalog:
         }
         rows = [(bytes.fromhex(digest), page) for digest in digests]
         new.executemany("INSERT INTO files VALUES (?, ?)", rows)
+
+
+def _stamps(connection: sqlite3.Connection) -> dict[str, Stamp]:
+    rows = connection.execute("SELECT page, changed, size FROM pages")
+    return {page: (changed, size) for page, changed, size in rows}
+
+
+def _copy(old: sqlite3.Connection, new: sqlite3.Connection, todo: dict[str, Stamp]) -> None:
+    """Copy what is known of pages as they still are, and take them out of `todo`."""
+    same = set()
+    for row in old.execute("SELECT * FROM pages"):
+        if todo.get(row[0]) == (row[1], row[2]):
+            new.execute("INSERT INTO pages VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+            same.add(row[0])
+            del todo[row[0]]
+    rows = (row for row in old.execute("SELECT sha256, page FROM files") if row[1] in same)
+    new.executemany("INSERT INTO files VALUES (?, ?)", rows)
 
 
 def _connect(path: Path, *, mode: str = "ro") -> sqlite3.Connection:

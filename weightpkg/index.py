@@ -7,6 +7,7 @@ says of one page is checked by `page`, and `lint` adds what only the whole index
 from __future__ import annotations
 
 import difflib
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from weightpkg.catalog import Catalog
 
 _NEAREST = 3
+_MANY = 10_000  # to compare so many names takes 0.1 s
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ class Index:
         Raises:
             DocumentError: the directory is no index.
         """
-        return sorted(path.stem for path in self._pages().glob("*.toml"))
+        return _names(self._pages())
 
     def _pages(self) -> Path:
         pages = self.directory / "models"
@@ -76,7 +78,8 @@ class Index:
 
     def aliases(self) -> list[str]:
         """The normalised names of all aliases, in order."""
-        return sorted(path.stem for path in (self.directory / "aliases").glob("*.toml"))
+        directory = self.directory / "aliases"
+        return _names(directory) if directory.is_dir() else []
 
     def __contains__(self, name: NormalizedName) -> bool:
         return self._page(name).is_file() or self._alias_page(name).is_file()
@@ -117,6 +120,8 @@ class Index:
     def nearest(self, name: str) -> list[str]:
         """The names most like one that is not there."""
         known = self.names() + self.aliases()
+        if len(known) > _MANY:
+            known = [other for other in known if other[:2] == name[:2]]
         near = difflib.get_close_matches(name, known, n=_NEAREST, cutoff=0.6)
         return near or [other for other in known if other in name or name in other][:_NEAREST]
 
@@ -226,6 +231,12 @@ class Index:
             reason = f"`{model.name}` belongs on the page {model.normalized_name}.toml"
             raise DocumentError(reason, where="name", source=_source(path))
         return model
+
+
+def _names(directory: Path) -> list[str]:
+    with os.scandir(directory) as entries:  # for a hundred thousand, paths would be slow
+        pages = [entry.name for entry in entries]
+    return sorted(page.removesuffix(".toml") for page in pages if page.endswith(".toml"))
 
 
 def _source(path: Path) -> str:
