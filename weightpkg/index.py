@@ -140,13 +140,13 @@ class Index:
         found = self._catalog().search(words, limit)
         return [Hit(self.model(NormalizedName(name)), score) for name, score in found]
 
-    def faulty(self) -> list[str]:
-        """Return the pages that a search leaves out because they are not valid.
+    def faulty(self) -> list[NormalizedName]:
+        """Return the names of the pages that a search leaves out because they are not valid.
 
         Raises:
             DocumentError: the directory is no index.
         """
-        return [f"models/{name}.toml" for name in self._catalog().faulty()]
+        return [NormalizedName(name) for name in self._catalog().faulty()]
 
     def _catalog(self) -> Catalog:
         from weightpkg.catalog import Catalog  # noqa: PLC0415  SQLite, which only searches need

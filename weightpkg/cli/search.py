@@ -25,6 +25,7 @@ def command(ctx: click.Context, words: tuple[str, ...], limit: int, as_json: boo
     """Search names, summaries, tags and licences; the best match comes first."""
     index = Settings.from_environment().index(note=_note)
     hits = index.search(words, limit=limit + 1 if limit else None)
+    _note_faults(index, is_empty=not hits)
     shown = hits[:limit] if limit else hits
     if as_json:
         print_json([{**_as_json(hit.model), "score": hit.score} for hit in shown])
@@ -32,7 +33,6 @@ def command(ctx: click.Context, words: tuple[str, ...], limit: int, as_json: boo
         print_table([("NAME", "SIZE", "TASK", "SUMMARY"), *(_row(hit.model) for hit in shown)])
     if len(shown) < len(hits):
         _note(f"there are more; the {limit} best are shown (--limit)")
-    _note_faults(index)
     if not hits and not as_json:
         click.echo(f"no model matches {' '.join(words)}", err=True)
         ctx.exit(1)
@@ -42,10 +42,13 @@ def _note(text: str) -> None:
     click.echo(f"note: {text}", err=True)
 
 
-def _note_faults(index: Index) -> None:
-    if faulty := index.faulty():
+def _note_faults(index: Index, *, is_empty: bool) -> None:
+    faulty = index.faulty()
+    if faulty and is_empty:
+        index.model(faulty[0])  # an error, which says what is wrong
+    if faulty:
         more = f" and {len(faulty) - 1} more" if len(faulty) > 1 else ""
-        _note(f"left out, as not valid: {faulty[0]}{more}; `weightpkg index lint` says why")
+        _note(f"left out, as not valid: `{faulty[0]}`{more}; `weightpkg index lint` says why")
 
 
 def _as_json(model: Model) -> dict[str, object]:
