@@ -202,6 +202,29 @@ def test_search_puts_the_best_first() -> None:
     assert "smollm2-135m" in names("SMALL", "chat")
     assert names("speech") == ["silero-vad"]
     assert names("gemma", "speech") == []
+    assert names("qwen3", "4b")[0] == "qwen3-4b"
+    assert names("Llama-3.1-8B-Instruct")[0] == "llama3.1-8b"
+    assert names("embeddings", "apache-2.0")[0] == "minilm-l6"
+
+
+def test_names_of_the_shipped_index_have_one_form() -> None:
+    others = {"magika", "minilm-l6", "silero-vad"}
+    for name in SHIPPED.names():
+        model = SHIPPED.model(NormalizedName(name))
+        size = r"-e?\d+(\.\d+)?[bm](-|\Z)"
+        assert model.name in others or re.search(size, model.name), model.name
+        assert model.name == model.name.lower()
+        for variant in model.releases[0].variants:
+            assert re.fullmatch(r"i?q[2-8]|mxfp4|b?f16|f32|onnx", variant.name), model.name
+
+
+def test_models_of_the_shipped_index_can_be_called_as_their_makers_call_them() -> None:
+    for name, model in [
+        ("Llama-3.1-8B-Instruct", "llama3.1-8b"),
+        ("DeepSeek-R1-Distill-Qwen-7B", "deepseek-r1-7b"),
+        ("gemma-3-1b-it", "gemma3-1b"),
+    ]:
+        assert resolve(Requirement.parse(name), SHIPPED).model.name == model
 
 
 @pytest.mark.parametrize(
@@ -321,6 +344,16 @@ def test_aliases_in_a_circle_are_one_error(tmp_path: Path, page: str) -> None:
     ):
         resolve(Requirement.parse("one"), index)
     assert [fault.source for fault in index.lint()] == ["aliases/two.toml", "aliases/one.toml"]
+
+
+def test_aliases_lead_through_a_few_others_at_most(tmp_path: Path, page: str) -> None:
+    index = index_of(tmp_path / "index", ("tiny.toml", page))
+    for i in range(9):
+        alias(index, f"a{i}", f"a{i + 1}")
+    alias(index, "a9", "tiny")
+    assert index.target(normalize_name("a2")) == "tiny"
+    with pytest.raises(DocumentError, match="leads through too many aliases: a1 ->"):
+        index.target(normalize_name("a1"))
 
 
 @pytest.mark.parametrize(

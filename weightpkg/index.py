@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from weightpkg.catalog import Catalog
 
 _NEAREST = 3
+_MAX_ALIASES = 8  # one after the other
 _MANY = 10_000  # to compare so many names takes 0.1 s
 
 
@@ -107,8 +108,11 @@ class Index:
             if self._page(way[-1]).is_file():
                 raise DocumentError(f"`{way[-1]}` is a model, too", source=_source(page))
             way.append(read_alias(self._parse(page)))
-            if way[-1] in way[:-1]:
-                reason = f"goes in a circle: {' -> '.join(way)}"
+            if way[-1] in way[:-1] or len(way) > _MAX_ALIASES + 1:
+                what = (
+                    "goes in a circle" if way[-1] in way[:-1] else "leads through too many aliases"
+                )
+                reason = f"{what}: {' -> '.join(way)}"
                 raise DocumentError(reason, where="model", source=_source(page))
         if self._page(way[-1]).is_file():
             return way[-1]
