@@ -36,9 +36,12 @@ _MAX_WORDS = 100  # SQLite's expressions are not endless
 
 _TABLES = """
 CREATE TABLE meta (version INTEGER, changed INTEGER, made INTEGER, count INTEGER);
-CREATE TABLE pages (page TEXT PRIMARY KEY, changed INTEGER, size INTEGER,
-                    name TEXT, words TEXT, summary TEXT, everything TEXT) WITHOUT ROWID;
-CREATE TABLE files (sha256 BLOB, page TEXT, PRIMARY KEY (sha256, page)) WITHOUT ROWID;
+CREATE TABLE pages (page TEXT, changed INTEGER, size INTEGER, name TEXT, words TEXT, summary TEXT);
+CREATE TABLE files (sha256 BLOB, page TEXT);
+"""
+# made at the end: to keep them in order while a million pages come in any order is slow
+_INDICES = """
+CREATE INDEX files_by_sha256 ON files (sha256, page);
 CREATE INDEX faults ON pages (page) WHERE name IS NULL;
 """
 
@@ -77,8 +80,8 @@ class Catalog:
         """Return the pages that match all of the words, and their scores, best first."""
         marks = [f"?{i + 1}" for i in range(min(len(words), _MAX_WORDS))]
         score = " + ".join(_SCORE.format(word=mark) for mark in marks) or "1"
-        # most pages have nothing of what is looked for: one look at each says so
-        matches = "".join(f" AND instr(everything, {mark})" for mark in marks)
+        # most pages have nothing of what is looked for, and are seen off before they are scored
+        matches = "".join(f" AND (instr(words, {m}) OR instr(summary, {m}))" for m in marks)
         query = (
             f"SELECT page, {score} AS score FROM pages WHERE name IS NOT NULL{matches} "  # noqa: S608  of our own text
             f"ORDER BY score DESC, length(name), name LIMIT {-1 if limit is None else int(limit)}"
@@ -189,6 +192,7 @@ class Catalog:
             self._add(new, page, stamp)
         new.execute("INSERT INTO meta VALUES (?, ?, ?, ?)", meta)
         new.commit()
+        new.executescript(_INDICES)
 
     def _add(self, new: sqlite3.Connection, page: str, stamp: Stamp) -> None:
         try:
@@ -196,10 +200,10 @@ class Catalog:
         except DocumentError:
             new.execute("INSERT INTO pages (page, changed, size) VALUES (?, ?, ?)", [page, *stamp])
             return
-        words = [*model.tags, model.task, model.architecture, model.license, model.base_model or ""]
-        texts = (model.name, "\n".join(["", *words, ""]), model.summary)
-        row = [page, *stamp, *(text.lower() for text in (*texts, "\n".join(texts)))]
-        new.execute("INSERT INTO pages VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+        words = [model.task, model.architecture, model.license, model.base_model or "", *model.tags]
+        texts = (model.name, "\n".join(["", model.name, *words, ""]), model.summary)
+        row = [page, *stamp, *(text.lower() for text in texts)]
+        new.execute("INSERT INTO pages VALUES (?, ?, ?, ?, ?, ?)", row)
         digests = {
             file.sha256.hex
             for release in model.releases
@@ -221,7 +225,7 @@ def _copy(old: sqlite3.Connection, new: sqlite3.Connection, todo: dict[str, Stam
     same = set()
     for row in old.execute("SELECT * FROM pages"):
         if todo.get(row[0]) == (row[1], row[2]):
-            new.execute("INSERT INTO pages VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+            new.execute("INSERT INTO pages VALUES (?, ?, ?, ?, ?, ?)", row)
             same.add(row[0])
             del todo[row[0]]
     rows = (row for row in old.execute("SELECT sha256, page FROM files") if row[1] in same)
