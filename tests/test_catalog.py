@@ -6,7 +6,7 @@ import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -126,6 +126,37 @@ def test_of_many_pages_a_new_one_is_seen_and_an_edited_one_a_day_later(
     monkeypatch.setattr(catalog, "_LOOK_AFTER_NS", 10**18)
     pages.write("new", "Talks of the storm")
     assert pages.search("storm") == ["new", "large"]
+
+
+def test_what_was_looked_at_is_not_looked_at_again(
+    pages: Pages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog, "_LOOK_AT_ALL", 2)
+    pages.search("tiny")  # right after the pages were written, so it may have missed some
+    monkeypatch.setattr(catalog, "_RECENT_NS", 0)
+    pages.search("tiny")
+    listings: list[Path] = []
+    plain = catalog.Catalog._listed
+
+    def listed(self: catalog.Catalog) -> Iterator[tuple[str, tuple[int, int]]]:
+        listings.append(self.pages)
+        return plain(self)
+
+    monkeypatch.setattr(catalog.Catalog, "_listed", listed)
+    assert pages.search("tiny") == ["tiny", "tiny-chat"]
+    assert listings == []
+
+
+def test_odd_names_and_times_are_no_trouble(pages: Pages) -> None:
+    models = pages.index / "models"
+    (Path(os.fsdecode(os.fsencode(models) + b"/\xff.toml"))).write_text("")
+    (models / "no name.toml").write_text("")
+    (models / "directory.toml").mkdir()
+    (models / "nowhere.toml").symlink_to("nothing")
+    os.utime(models / "tiny.toml", ns=(10**19, 10**19))
+    assert pages.search("tiny") == ["tiny", "tiny-chat"]
+    assert pages.search(os.fsdecode(b"\xff")) == []
+    assert pages.open().faulty() == ["directory", "nowhere"]
 
 
 def test_many_pages_are_announced(pages: Pages, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,12 +26,14 @@ from weightpkg import files
 from weightpkg.digest import Digest
 from weightpkg.errors import DocumentError, StoreError
 from weightpkg.package import Model
+from weightpkg.requirement import is_name
 
 VERSION = 1  # goes up when what a catalogue has, or is made of, changes
 _LOOK_AT_ALL = 2_000  # so many pages take 10 ms
 _LOOK_AFTER_NS = 24 * 3600 * 10**9
 _RECENT_NS = 2 * 10**9  # some systems' times of change are as coarse as that
-_ABANDONED_S = 3600
+_ABANDONED_S = 24 * 3600
+_LIMIT = 2**63  # of an integer in SQLite; times of change can be anything
 _MAX_WORDS = 100  # SQLite's expressions are not endless
 
 _TABLES = """
@@ -86,7 +88,9 @@ class Catalog:
             f"SELECT page, {score} AS score FROM pages WHERE name IS NOT NULL{matches} "  # noqa: S608  of our own text
             f"ORDER BY score DESC, length(name), name LIMIT {-1 if limit is None else int(limit)}"
         )
-        return self._ask(query, [word.lower() for word in words[:_MAX_WORDS]])
+        # a command line can have what is no text
+        texts = [word.lower().encode(errors="replace").decode() for word in words[:_MAX_WORDS]]
+        return self._ask(query, texts)
 
     def holders(self, digest: Digest) -> list[str]:
         """Return the pages that name a file of a SHA-256."""
@@ -95,21 +99,24 @@ class Catalog:
 
     def faulty(self) -> list[str]:
         """Return the pages that cannot be read."""
-        return [
-            page
-            for (page,) in self._ask("SELECT page FROM pages WHERE name IS NULL ORDER BY page", [])
-        ]
+        query = "SELECT page FROM pages WHERE name IS NULL ORDER BY page"
+        return [page for (page,) in self._ask(query, [])]
 
     def _ask(self, query: str, values: Sequence[str | bytes]) -> list[tuple[Any, ...]]:
         try:
-            with self._open() as connection:
-                return connection.execute(query, values).fetchall()
-        except sqlite3.DatabaseError:
-            # damaged where opening it did not show
-            with suppress(OSError):
-                self._path.unlink()
-            with self._open() as connection:
-                return connection.execute(query, values).fetchall()
+            try:
+                return self._answer(query, values)
+            except sqlite3.DatabaseError:
+                # damaged where opening it did not show
+                files.discard(self._path)
+                return self._answer(query, values)
+        except OSError as error:
+            reason = f"cannot be read: {error.strerror or error}"
+            raise DocumentError(reason, source=str(self.pages)) from error
+
+    def _answer(self, query: str, values: Sequence[str | bytes]) -> list[tuple[Any, ...]]:
+        with self._open() as connection:
+            return connection.execute(query, values).fetchall()
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
@@ -119,7 +126,7 @@ class Catalog:
                 connection = stack.enter_context(closing(self._make(None)))
             else:
                 stack.enter_context(closing(connection))
-                if self._must_look(connection) and _stamps(connection) != dict(self._listed()):
+                if self._is_stale(connection):
                     connection = stack.enter_context(closing(self._make(connection)))
             yield connection
 
@@ -139,22 +146,26 @@ class Catalog:
         connection.close()
         return None
 
-    def _must_look(self, connection: sqlite3.Connection) -> bool:
-        """Whether pages may have changed, as far as their directory tells."""
-        changed, made, count = connection.execute(
-            "SELECT changed, made, count FROM meta"
-        ).fetchone()
-        is_settled = changed == self.pages.stat().st_mtime_ns and changed < made - _RECENT_NS
-        is_old = not 0 <= time.time_ns() - made < _LOOK_AFTER_NS
-        return count <= _LOOK_AT_ALL or not is_settled or is_old
+    def _is_stale(self, connection: sqlite3.Connection) -> bool:
+        """Whether pages have changed; of a large index, whether they may have."""
+        changed, made, count = connection.execute("SELECT * FROM meta").fetchone()[1:]
+        if count <= _LOOK_AT_ALL:
+            return _stamps(connection) != dict(self._listed())
+        is_settled = changed == self._changed() and changed < made - _RECENT_NS
+        return not is_settled or not 0 <= time.time_ns() - made < _LOOK_AFTER_NS
+
+    def _changed(self) -> int:
+        return self.pages.stat().st_mtime_ns % _LIMIT
 
     def _listed(self) -> Iterator[tuple[str, Stamp]]:
-        """Yield the pages that there are."""
+        """Yield the pages that there are; what no name leads to is only of interest to lint."""
         with os.scandir(self.pages) as entries:
             for entry in entries:
-                if entry.name.endswith(".toml"):
-                    status = entry.stat(follow_symlinks=False)
-                    yield entry.name.removesuffix(".toml"), (status.st_mtime_ns, status.st_size)
+                page = entry.name.removesuffix(".toml")
+                if page != entry.name and is_name(page):
+                    with suppress(FileNotFoundError):
+                        status = entry.stat(follow_symlinks=False)
+                        yield page, (status.st_mtime_ns % _LIMIT, status.st_size)
 
     def _make(self, old: sqlite3.Connection | None) -> sqlite3.Connection:
         """Make the catalogue; take from an old one what it knows of pages as they still are."""
@@ -181,7 +192,7 @@ class Catalog:
 
     def _fill(self, new: sqlite3.Connection, old: sqlite3.Connection | None) -> None:
         new.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;" + _TABLES)
-        made, changed = time.time_ns(), self.pages.stat().st_mtime_ns
+        made, changed = time.time_ns(), self._changed()
         todo = dict(self._listed())
         meta = (VERSION, changed, made, len(todo))
         if old is not None:
