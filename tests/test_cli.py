@@ -191,6 +191,33 @@ def test_reading_commands_have_json(weightpkg: Weightpkg) -> None:
     assert weightpkg("search", "nothing-like-this").returncode == 1
 
 
+def test_search_says_what_it_leaves_out(weightpkg: Weightpkg, settings: Settings) -> None:
+    pages = settings.index_dir / "models"
+    other = (pages / "tiny.toml").read_text().replace('name = "tiny"', 'name = "tiny2"')
+    (pages / "tiny2.toml").write_text(other)
+    (pages / "broken.toml").write_text("schema = [")
+    done = weightpkg("search", "tiny", "--limit", "1")
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["NAME", "tiny-q4"]
+    assert "the 1 best are shown" in done.stderr
+    assert "left out, as not valid: `broken`; `weightpkg index lint`" in done.stderr
+
+
+def test_show_says_what_is_an_alias_and_what_was_not_understood(
+    weightpkg: Weightpkg, settings: Settings
+) -> None:
+    aliases = settings.index_dir / "aliases"
+    aliases.mkdir()
+    (aliases / "small.toml").write_text('schema = 1\nmodel = "tiny"\n')
+    done = weightpkg("show", "small-q8")
+    assert done.stdout == weightpkg("show", "tiny").stdout
+    assert "note: `small-q8` is an alias: the model is `tiny`" in done.stderr
+    assert weightpkg("show", "tiny-q8").stderr == ""
+    page = settings.index_dir / "models" / "tiny.toml"
+    page.write_text(page.read_text().replace("schema = 1", 'schema = "1.9"\nnew = 1'))
+    assert "of schema 1.9" in weightpkg("show", "tiny").stderr
+    assert "of schema 1.9" in weightpkg("index", "lint", str(settings.index_dir)).stderr
+
+
 def test_small_things(weightpkg: Weightpkg, settings: Settings) -> None:
     assert weightpkg("--version").stdout.startswith("weightpkg, version ")
     assert weightpkg("cache", "dir").stdout == f"{settings.home}\n"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import refresh_index
 from factories import index_page
 from weightpkg.digest import Digest
 from weightpkg.document import parse_document
@@ -18,8 +19,9 @@ from weightpkg.errors import (
     UnsupportedVersionError,
     VariantNotFoundError,
 )
-from weightpkg.index import Index, read_model
-from weightpkg.requirement import Requirement, normalize_name
+from weightpkg.index import Index
+from weightpkg.page import read_model
+from weightpkg.requirement import NormalizedName, Requirement, normalize_name
 from weightpkg.resolve import resolve
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -157,10 +159,25 @@ def test_a_directory_that_is_no_index_is_a_clear_error(tmp_path: Path) -> None:
 
 def test_the_shipped_index_has_no_faults() -> None:
     assert SHIPPED.lint() == []
-    assert SHIPPED.warnings() == []
-    assert SHIPPED.names() == [
-        "gemma3-270m", "llama3-8b", "magika", "minilm-l6", "silero-vad", "smollm2-135m",
-    ]  # fmt: skip
+    assert [warning for warning in SHIPPED.warnings() if "no size" not in warning] == []
+    assert len(SHIPPED.names()) >= 150
+
+
+def test_the_shipped_index_is_what_facts_and_rules_make() -> None:
+    facts = refresh_index.read_facts(refresh_index.FACTS)
+    pages, used = refresh_index.make_pages(facts)
+    assert list(refresh_index.outdated(pages)) == []
+    assert used == facts
+
+
+def test_every_digest_of_the_shipped_index_was_published() -> None:
+    """By the hub's catalogues, or in the packages whose pages are written by hand."""
+    facts = {fact.sha256 for fact in refresh_index.read_facts(refresh_index.FACTS)}
+    for name in SHIPPED.names():
+        for release in SHIPPED.model(NormalizedName(name)).releases:
+            for file in (file for variant in release.variants for file in variant.files):
+                by_hand = all(source.text.startswith("pypi:") for source in file.sources[0])
+                assert by_hand or (file.sha256 and file.sha256.hex in facts), (name, str(file.path))
 
 
 @pytest.mark.parametrize(
@@ -180,10 +197,34 @@ def test_search_puts_the_best_first() -> None:
     def names(*words: str) -> list[str]:
         return [hit.model.name for hit in SHIPPED.search(words)]
 
-    assert names("llama")[0] == "llama3-8b"
-    assert names("SMALL", "chat")[0] == "smollm2-135m"
+    assert names("llama3-8b")[0] == "llama3-8b"
+    assert names("llama")[0].startswith("llama")
+    assert "smollm2-135m" in names("SMALL", "chat")
     assert names("speech") == ["silero-vad"]
-    assert names("gemma", "embeddings") == []
+    assert names("gemma", "speech") == []
+    assert names("qwen3", "4b")[0] == "qwen3-4b"
+    assert names("Llama-3.1-8B-Instruct")[0] == "llama3.1-8b"
+    assert names("embeddings", "apache-2.0")[0] == "minilm-l6"
+
+
+def test_names_of_the_shipped_index_have_one_form() -> None:
+    others = {"magika", "minilm-l6", "silero-vad"}
+    for name in SHIPPED.names():
+        model = SHIPPED.model(NormalizedName(name))
+        size = r"-e?\d+(\.\d+)?[bm](-|\Z)"
+        assert model.name in others or re.search(size, model.name), model.name
+        assert model.name == model.name.lower()
+        for variant in model.releases[0].variants:
+            assert re.fullmatch(r"i?q[2-8]|mxfp4|b?f16|f32|onnx", variant.name), model.name
+
+
+def test_models_of_the_shipped_index_can_be_called_as_their_makers_call_them() -> None:
+    for name, model in [
+        ("Llama-3.1-8B-Instruct", "llama3.1-8b"),
+        ("DeepSeek-R1-Distill-Qwen-7B", "deepseek-r1-7b"),
+        ("gemma-3-1b-it", "gemma3-1b"),
+    ]:
+        assert resolve(Requirement.parse(name), SHIPPED).model.name == model
 
 
 @pytest.mark.parametrize(
@@ -230,3 +271,117 @@ def test_the_longest_model_name_counts(tmp_path: Path, page: str) -> None:
     index = index_of(tmp_path / "index", ("tiny.toml", page), ("tiny-chat.toml", longer))
     assert resolve(Requirement.parse("tiny-chat-q4"), index).model.name == "tiny-chat"
     assert normalize_name("tiny-chat") in index
+
+
+# ---- versions of the specification
+
+
+def test_a_newer_minor_version_is_read_and_noted(page: str) -> None:
+    newer = page.replace("schema = 1", 'schema = "1.7"\nquantised-by = "acme"').replace(
+        'sha256 = "', 'sha3 = "00"\nsha256 = "'
+    )
+    model = read_model(parse_document(newer.encode(), source="models/tiny.toml"))
+    (note,) = model.notes
+    assert "models/tiny.toml is of schema 1.7, and of 1.0 is known here" in note
+    assert "`releases[0].variants.q4.files[0].sha3`, `quantised-by`" in note
+
+
+def test_what_is_known_of_a_newer_minor_version_is_checked_all_the_same(page: str) -> None:
+    newer = page.replace("schema = 1", 'schema = "1.7"').replace("size = 7", "size = -7")
+    with pytest.raises(DocumentError, match="between 0"):
+        read_model(parse_document(newer.encode(), source="models/tiny.toml"))
+
+
+@pytest.mark.parametrize("schema", ["0", "2", '"2.0"', '"0.9"', "20"])
+def test_another_major_version_is_refused(page: str, schema: str) -> None:
+    content = page.replace("schema = 1", f"schema = {schema}").encode()
+    with pytest.raises(UnsupportedVersionError):
+        read_model(parse_document(content, source="tiny.toml"))
+
+
+@pytest.mark.parametrize("schema", ["1.0", '"1"', '"1."', '"1.x"', "[]", '"-1.0"', '"1.0.0"', "-1"])
+def test_what_is_no_version_is_a_fault(page: str, schema: str) -> None:
+    content = page.replace("schema = 1", f"schema = {schema}").encode()
+    with pytest.raises(DocumentError, match="must be a whole number, or a string"):
+        read_model(parse_document(content, source="tiny.toml"))
+
+
+def test_a_base_model_is_a_repository(page: str) -> None:
+    good = page.replace("schema = 1", 'schema = 1\nbase-model = "acme/Tiny-1.1_B"').encode()
+    assert read_model(parse_document(good, source="tiny.toml")).base_model == "acme/Tiny-1.1_B"
+    for text in ("tiny", "a/b/c", "../b", "a /b", "a/é"):
+        bad = page.replace("schema = 1", f'schema = 1\nbase-model = "{text}"').encode()
+        with pytest.raises(DocumentError, match="not a repository"):
+            read_model(parse_document(bad, source="tiny.toml"))
+
+
+# ---- aliases
+
+
+def alias(index: Index, name: str, model: str) -> None:
+    directory = index.directory / "aliases"
+    directory.mkdir(exist_ok=True)
+    (directory / f"{name}.toml").write_text(f'schema = 1\nmodel = "{model}"\n')
+
+
+def test_an_alias_leads_to_its_model(tmp_path: Path, page: str) -> None:
+    index = index_of(tmp_path / "index", ("tiny.toml", page))
+    alias(index, "tiny-instruct", "Tiny")
+    alias(index, "tiny-old", "tiny-instruct")
+    assert index.lint() == []
+    assert index.names() == ["tiny"]
+    assert index.aliases() == ["tiny-instruct", "tiny-old"]
+    for name in ("Tiny.Instruct", "tiny-instruct-q4", "tiny-old==1.0"):
+        assert str(resolve(Requirement.parse(name), index)) == "tiny-q4 1.0"
+
+
+def test_aliases_in_a_circle_are_one_error(tmp_path: Path, page: str) -> None:
+    index = index_of(tmp_path / "index", ("tiny.toml", page))
+    alias(index, "one", "two")
+    alias(index, "two", "one")
+    with pytest.raises(
+        DocumentError, match=r"aliases/two\.toml: `model`: goes in a circle: one ->"
+    ):
+        resolve(Requirement.parse("one"), index)
+    assert [fault.source for fault in index.lint()] == ["aliases/two.toml", "aliases/one.toml"]
+
+
+def test_aliases_lead_through_a_few_others_at_most(tmp_path: Path, page: str) -> None:
+    index = index_of(tmp_path / "index", ("tiny.toml", page))
+    for i in range(9):
+        alias(index, f"a{i}", f"a{i + 1}")
+    alias(index, "a9", "tiny")
+    assert index.target(normalize_name("a2")) == "tiny"
+    with pytest.raises(DocumentError, match="leads through too many aliases: a1 ->"):
+        index.target(normalize_name("a1"))
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "reason"),
+    [
+        ("tiny", "tiny", "is a model, too"),
+        ("other", "nothing", "no model is called `nothing`"),
+        ("other", "no name", "not a name"),
+        ("tiny-q4", "tiny", "is ambiguous: alias `tiny-q4` and variant `q4` of `tiny`"),
+        ("Other", "tiny", "is not called by a normalised name"),
+    ],
+)
+def test_lint_says_what_is_wrong_with_an_alias(
+    tmp_path: Path, page: str, name: str, target: str, reason: str
+) -> None:
+    index = index_of(tmp_path / "index", ("tiny.toml", page))
+    alias(index, name, target)
+    (fault,) = index.lint()
+    assert reason in str(fault)
+
+
+def test_a_name_that_is_a_model_and_an_alias_is_not_resolved(tmp_path: Path, page: str) -> None:
+    index = index_of(tmp_path / "index", ("tiny.toml", page))
+    alias(index, "tiny", "tiny")
+    with pytest.raises(DocumentError, match="is a model, too"):
+        resolve(Requirement.parse("tiny"), index)
+
+
+def test_a_name_opens_its_page_and_no_other(tmp_path: Path, page: str) -> None:
+    index = index_of(tmp_path / "index", ("tiny.toml", page), ("broken.toml", "schema = ["))
+    assert str(resolve(Requirement.parse("tiny-q4"), index)) == "tiny-q4 1.0"

@@ -18,12 +18,12 @@ import weightpkg
 PACKAGE = Path(weightpkg.__file__).parent
 
 ORDER = [
-    "errors", "progress", "digest", "requirement", "tensor", "package", "document",
+    "errors", "progress", "digest", "requirement", "tensor", "package", "document", "page",
     "formats", "formats.mapped", "formats.strangers", "formats.ggml_grids", "formats.ggml_blocks",
     "formats.ggml", "formats.gguf_header", "formats.gguf",
     "formats.checkpoint_files", "formats.json_text", "formats.safetensors_header", "formats.safetensors",
     "formats.checkpoint", "formats.onnx_file",
-    "index", "files", "placing", "spans", "partial", "store", "adopt",
+    "files", "catalog", "index", "placing", "spans", "partial", "store", "adopt",
     "sources", "sources.watchdog", "sources.transport", "sources.remote", "sources.wheel",
     "sources.pip_config", "sources.https", "sources.local", "sources.pypi", "sources.hf",
     "sources.openers",

@@ -8,13 +8,14 @@ that start with `x-` are free), and a missing or wrong value names its full key,
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from datetime import date, datetime
 from typing import Any, TypeVar
 
 import tomli
 
-from weightpkg.errors import DocumentError
+from weightpkg.errors import DocumentError, UnsupportedVersionError
 
 T = TypeVar("T")
 
@@ -25,9 +26,25 @@ _MAX_DEPTH = 64
 class Table:
     """A TOML table that knows its place in the document and which of its keys were read."""
 
-    def __init__(self, values: Mapping[str, Any], *, source: str, where: str = "") -> None:
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        *,
+        source: str,
+        where: str = "",
+        ignored: list[str] | None = None,
+    ) -> None:
+        """Wrap a table.
+
+        Args:
+            values: its content.
+            source: what to call the document in errors.
+            where: the table's key.
+            ignored: where to note unknown keys; without it they are refused.
+        """
         self._values = values
         self._read: set[str] = set()
+        self._ignored = ignored
         self.source = source
         self.where = where
 
@@ -107,15 +124,53 @@ class Table:
             yield self._child(value, f"{key}[{i}]")
 
     def _child(self, values: Mapping[str, Any], key: str) -> Table:
-        return Table(values, source=self.source, where=self._place(key))
+        return Table(values, source=self.source, where=self._place(key), ignored=self._ignored)
+
+    def version(self, key: str, known: tuple[int, int]) -> tuple[int, int]:
+        """Read which version of its specification the document follows: 1, or "1.2".
+
+        Another major version is refused. In a document of a newer minor version, keys that are
+        not known are left alone, and `ignored` has them when all was read; call this first.
+
+        Raises:
+            UnsupportedVersionError: another major version.
+            DocumentError: there is no version, or it is none.
+        """
+        self._read.add(key)
+        value = self._values.get(key)
+        if value is None:
+            raise self.error(key, "is missing (a whole number)")
+        match = re.fullmatch(r"([0-9]{1,9})(?:\.([0-9]{1,9}))?", str(value))
+        if match is None or not isinstance(value, str if match[2] else int):
+            raise self.error(key, 'must be a whole number, or a string such as "1.2"')
+        major, minor = int(match[1]), int(match[2] or 0)
+        if major != known[0]:
+            raise UnsupportedVersionError(
+                f"is {value}, and this version reads {known[0]}",
+                where=self._place(key),
+                source=self.source,
+                hint="a newer weightpkg may read it: `pip install --upgrade weightpkg`",
+            )
+        if minor > known[1]:
+            self._ignored = []
+        return major, minor
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """The keys of a newer minor version that were left alone."""
+        return tuple(self._ignored or ())
 
     def finish(self) -> None:
-        """Refuse keys that nobody asked for; call when the whole table was read."""
+        """Refuse or note keys that nobody asked for; call when the whole table was read."""
         for key in self._values:
-            if key not in self._read and not key.startswith("x-"):
-                near = difflib.get_close_matches(key, self._read, n=1)
-                meant = f"; did you mean `{near[0]}`?" if near else ""
-                raise self.error(key, f"is not a key that is known here{meant}")
+            if key in self._read or key.startswith("x-"):
+                continue
+            if self._ignored is not None:
+                self._ignored.append(self._place(key))
+                continue
+            near = difflib.get_close_matches(key, self._read, n=1)
+            meant = f"; did you mean `{near[0]}`?" if near else ""
+            raise self.error(key, f"is not a key that is known here{meant}")
 
 
 _NAMES: dict[type, str] = {

@@ -1,50 +1,32 @@
 """An index: a directory of TOML pages, one a model, that says what exists and where its bytes are.
 
-Pages are read when they are asked for. `docs/index.md` is the specification; every rule of it is
-checked here, by the functions that read a page, so that a page that can be read is a valid one, and
-`lint` adds what only the whole index can tell.
+A name is looked up by opening its page and no other. `docs/index.md` is the specification; what it
+says of one page is checked by `page`, and `lint` adds what only the whole index can tell.
 """
 
 from __future__ import annotations
 
 import difflib
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
-
-from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
-from packaging.version import InvalidVersion, Version
+from typing import TYPE_CHECKING
 
 from weightpkg.digest import Digest
 from weightpkg.document import MAX_DOCUMENT_SIZE, Table, parse_document
-from weightpkg.errors import DocumentError, ModelNotFoundError, UnsupportedVersionError
-from weightpkg.package import (
-    File,
-    Model,
-    Parts,
-    RelativePath,
-    Release,
-    Resolved,
-    Variant,
-    parse_source,
-)
+from weightpkg.errors import DocumentError, ModelNotFoundError
+from weightpkg.package import File, Model, Resolved
+from weightpkg.page import read_alias, read_model
 from weightpkg.requirement import NormalizedName, normalize_name
 
-SCHEMA = 1
-FORMATS = ("gguf", "safetensors", "onnx")
-TASKS = (
-    "audio-classification", "automatic-speech-recognition", "feature-extraction", "fill-mask",
-    "image-classification", "image-text-to-text", "object-detection", "question-answering",
-    "sentence-similarity", "summarization", "text-classification", "text-generation",
-    "text-ranking", "text-to-speech", "token-classification", "translation",
-    "voice-activity-detection", "zero-shot-classification",
-)  # fmt: skip
-"""Tasks as Hugging Face names them: https://huggingface.co/tasks"""
+if TYPE_CHECKING:
+    from weightpkg.catalog import Catalog
 
-_MAX_TEXT = 1000
 _NEAREST = 3
+_MAX_ALIASES = 8  # one after the other
+_MANY = 10_000  # to compare so many names takes 0.1 s
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +40,23 @@ class Hit:
 class Index:
     """An index in a directory."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        cache: Path | None = None,
+        note: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Open the index of a directory; nothing is read before it is asked for.
+
+        Args:
+            directory: the index.
+            cache: where to keep what searches need; without it, each search reads every page.
+            note: told what takes a while.
+        """
         self.directory = directory
+        self._cache = cache
+        self._note = note
         self._models: dict[str, Model] = {}
 
     def names(self) -> list[str]:
@@ -68,6 +65,9 @@ class Index:
         Raises:
             DocumentError: the directory is no index.
         """
+        return _names(self._pages())
+
+    def _pages(self) -> Path:
         pages = self.directory / "models"
         if not pages.is_dir():
             raise DocumentError(
@@ -75,48 +75,95 @@ class Index:
                 source=str(pages),
                 hint="an index is a directory that holds `models/NAME.toml`",
             )
-        return sorted(path.stem for path in pages.glob("*.toml"))
+        return pages
+
+    def aliases(self) -> list[str]:
+        """The normalised names of all aliases, in order."""
+        directory = self.directory / "aliases"
+        return _names(directory) if directory.is_dir() else []
 
     def __contains__(self, name: NormalizedName) -> bool:
-        return self._page(name).is_file()
+        return self._page(name).is_file() or self._alias_page(name).is_file()
 
     def model(self, name: NormalizedName) -> Model:
-        """Return a model.
+        """Return a model by its name, or by an alias.
 
         Raises:
             ModelNotFoundError: there is none of that name.
-            DocumentError: its page is not valid.
+            DocumentError: its page is not valid, or the alias leads nowhere.
         """
         if name not in self._models:
-            if name not in self:
-                raise ModelNotFoundError(name, self.nearest(name))
-            self._models[name] = self._read(self._page(name))
+            self._models[name] = self._read(self._page(self.target(name)))
         return self._models[name]
+
+    def target(self, name: NormalizedName) -> NormalizedName:
+        """Follow aliases to the name of a model; a model's own name is returned as it is.
+
+        Raises:
+            ModelNotFoundError: there is neither a model nor an alias of that name.
+            DocumentError: an alias leads nowhere, or back to itself, or is a model, too.
+        """
+        way = [name]
+        while (page := self._alias_page(way[-1])).is_file():
+            if self._page(way[-1]).is_file():
+                raise DocumentError(f"`{way[-1]}` is a model, too", source=_source(page))
+            way.append(read_alias(self._parse(page)))
+            if way[-1] in way[:-1] or len(way) > _MAX_ALIASES + 1:
+                what = (
+                    "goes in a circle" if way[-1] in way[:-1] else "leads through too many aliases"
+                )
+                reason = f"{what}: {' -> '.join(way)}"
+                raise DocumentError(reason, where="model", source=_source(page))
+        if self._page(way[-1]).is_file():
+            return way[-1]
+        if len(way) == 1:
+            raise ModelNotFoundError(name, self.nearest(name))
+        reason = f"no model is called `{way[-1]}`"
+        raise DocumentError(reason, where="model", source=_source(self._alias_page(way[-2])))
 
     def nearest(self, name: str) -> list[str]:
         """The names most like one that is not there."""
-        known = self.names()
+        known = self.names() + self.aliases()
+        if len(known) > _MANY:
+            known = [other for other in known if other[:2] == name[:2]]
         near = difflib.get_close_matches(name, known, n=_NEAREST, cutoff=0.6)
         return near or [other for other in known if other in name or name in other][:_NEAREST]
 
-    def search(self, words: Sequence[str]) -> list[Hit]:
+    def search(self, words: Sequence[str], *, limit: int | None = None) -> list[Hit]:
         """Return the models that match all of the words, best first.
 
+        Pages that are not valid are left out: `faulty` names them.
+
+        Args:
+            words: parts of names, tags, summaries and the like; capitals do not count.
+            limit: how many to return at most.
+
         Raises:
-            DocumentError: a page is not valid.
+            DocumentError: the directory is no index.
         """
-        models = [self._read(self._page(name)) for name in self.names()]
-        hits = [Hit(model, _score(model, [word.lower() for word in words])) for model in models]
-        found = [hit for hit in hits if hit.score]
-        return sorted(found, key=lambda hit: (-hit.score, hit.model.name))
+        found = self._catalog().search(words, limit)
+        return [Hit(self.model(NormalizedName(name)), score) for name, score in found]
+
+    def faulty(self) -> list[NormalizedName]:
+        """Return the names of the pages that a search leaves out because they are not valid.
+
+        Raises:
+            DocumentError: the directory is no index.
+        """
+        return [NormalizedName(name) for name in self._catalog().faulty()]
+
+    def _catalog(self) -> Catalog:
+        from weightpkg.catalog import Catalog  # noqa: PLC0415  SQLite, which only searches need
+
+        return Catalog(self._pages(), self._cache, self._read, self._note)
 
     def find(self, digest: Digest) -> Iterator[tuple[Resolved, File]]:
         """Yield each variant that has a file of a SHA-256, with that file.
 
         Raises:
-            DocumentError: a page is not valid.
+            DocumentError: the directory is no index.
         """
-        for name in self.names():
+        for name in self._catalog().holders(digest):
             model = self.model(NormalizedName(name))
             for release in model.releases:
                 for variant in release.variants:
@@ -133,26 +180,44 @@ class Index:
                 models.append(self._read(path))
             except DocumentError as error:
                 faults.append(error)
-        return faults + list(_ambiguities(models))
+        faults += self._faults_of_aliases()
+        return faults + list(_ambiguities(models, self.aliases()))
+
+    def _faults_of_aliases(self) -> Iterator[DocumentError]:
+        directory = self.directory / "aliases"
+        for path in sorted(directory.iterdir()) if directory.is_dir() else ():
+            try:
+                _check_page_name(path)
+                self.target(normalize_name(path.stem))
+            except DocumentError as error:
+                yield error
 
     def warnings(self) -> list[str]:
         """Return what is allowed in a valid index, and not good."""
-        return [
-            f"models/{name}.toml: {model.name}-{variant.name} {release.version}: "
-            f"`{file.path}` has no size, so only its digest and the free disk bound the download"
-            for name in self.names()
-            for model in [self.model(NormalizedName(name))]
-            for release in model.releases
-            for variant in release.variants
-            for file in variant.files
-            if file.size is None
-        ]
+        found: list[str] = []
+        sizeless: list[str] = []
+        for name in self.names():
+            model = self.model(NormalizedName(name))
+            found += model.notes
+            variants = [variant for release in model.releases for variant in release.variants]
+            if any(variant.size is None for variant in variants):
+                sizeless.append(f"models/{name}.toml")
+        if sizeless:
+            more = f" and {len(sizeless) - 3} more" if len(sizeless) > 3 else ""
+            found.append(
+                f"{', '.join(sizeless[:3])}{more}: files have no size, so only their digests and "
+                "the free disk bound the download"
+            )
+        return found
 
     def _page(self, name: str) -> Path:
         return self.directory / "models" / f"{name}.toml"
 
-    def _read(self, path: Path) -> Model:
-        source = f"models/{path.name}"
+    def _alias_page(self, name: str) -> Path:
+        return self.directory / "aliases" / f"{name}.toml"
+
+    def _parse(self, path: Path) -> Table:
+        source = _source(path)
         try:
             if path.is_symlink() or not path.is_file() or path.suffix != ".toml":
                 raise DocumentError("is not a regular file NAME.toml", source=source)
@@ -162,39 +227,44 @@ class Index:
         except OSError as error:
             reason = error.strerror or str(error)
             raise DocumentError(f"cannot be read: {reason}", source=source) from error
-        model = read_model(parse_document(content, source=source))
+        return parse_document(content, source=source)
+
+    def _read(self, path: Path) -> Model:
+        model = read_model(self._parse(path))
         if model.normalized_name != path.stem:
             reason = f"`{model.name}` belongs on the page {model.normalized_name}.toml"
-            raise DocumentError(reason, where="name", source=source)
+            raise DocumentError(reason, where="name", source=_source(path))
         return model
 
 
-def _score(model: Model, words: Sequence[str]) -> int:
-    """How well a model matches: 0 where a word is nowhere, a name counts more than a summary."""
-    name = model.name.lower()
-    tags = [tag.lower() for tag in (*model.tags, model.task, model.architecture, model.license)]
-    total = 0
-    for word in words:
-        scores = (
-            (100, word == name),
-            (60, name.startswith(word)),
-            (40, word in name),
-            (30, word in tags),
-            (15, any(word in tag for tag in tags)),
-            (10, word in model.summary.lower()),
-        )
-        best = max((score for score, matches in scores if matches), default=0)
-        if not best:
-            return 0
-        total += best
-    return total
+def _names(directory: Path) -> list[str]:
+    with os.scandir(directory) as entries:  # for a hundred thousand, paths would be slow
+        pages = [entry.name for entry in entries]
+    return sorted(page.removesuffix(".toml") for page in pages if page.endswith(".toml"))
 
 
-def _ambiguities(models: Sequence[Model]) -> Iterator[DocumentError]:
-    """Yield each name that two things have: a variant's full name, or a model's."""
+def _source(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}"
+
+
+def _check_page_name(path: Path) -> None:
+    """Refuse a page that no name leads to."""
+    try:
+        is_right = path.suffix == ".toml" and normalize_name(path.stem) == path.stem
+    except ValueError:
+        is_right = False
+    if not is_right:
+        raise DocumentError("is not called by a normalised name", source=_source(path))
+
+
+def _ambiguities(models: Sequence[Model], aliases: Sequence[str]) -> Iterator[DocumentError]:
+    """Yield each name that two things have: a variant's full name, a model's, or an alias."""
     owners: dict[str, list[str]] = defaultdict(list)
+    for alias in aliases:
+        owners[alias].append(f"alias `{alias}`")
     for model in models:
-        owners[model.normalized_name].append(f"model `{model.name}`")
+        if model.normalized_name not in aliases:  # else it is said of the alias
+            owners[model.normalized_name].append(f"model `{model.name}`")
         variants = {variant.name for release in model.releases for variant in release.variants}
         for variant in sorted(variants):
             owner = f"variant `{variant}` of `{model.name}`"
@@ -202,149 +272,3 @@ def _ambiguities(models: Sequence[Model]) -> Iterator[DocumentError]:
     for name, owned in sorted(owners.items()):
         if len(owned) > 1:
             yield DocumentError(f"is ambiguous: {' and '.join(owned)}", source=name)
-
-
-def read_model(page: Table) -> Model:
-    """Read the page of a model.
-
-    Raises:
-        UnsupportedVersionError: the page is of a newer schema.
-        DocumentError: something is missing, wrong, or not known; names the key.
-    """
-    schema = page.required("schema", int)
-    if schema != SCHEMA:
-        raise UnsupportedVersionError(
-            f"is {schema}, and this version reads {SCHEMA}",
-            where="schema",
-            source=page.source,
-            hint="a newer weightpkg may read it: `pip install --upgrade weightpkg`",
-        )
-    model = Model(
-        name=page.parsed("name", _name),
-        summary=page.parsed("summary", _text),
-        task=page.parsed("task", _one_of(TASKS)),
-        architecture=page.parsed("architecture", _name),
-        parameters=page.natural("parameters"),
-        context_length=page.natural("context-length"),
-        license=page.parsed("license", _license),
-        license_url=page.optional_parsed("license-url", _url),
-        homepage=page.optional_parsed("homepage", _url),
-        tags=tuple(map(_text, page.strings("tags"))),
-        default_variant=page.parsed("default-variant", normalize_name),
-        releases=tuple(_read_release(table) for table in page.tables("releases")),
-    )
-    page.finish()
-    _check_releases(page, model)
-    return model
-
-
-def _check_releases(page: Table, model: Model) -> None:
-    versions = [release.version for release in model.releases]
-    if versions != sorted(set(versions), reverse=True):
-        raise page.error("releases", "must have each version once, the newest first")
-    if model.default_variant not in {variant.name for variant in model.releases[0].variants}:
-        raise page.error("default-variant", "is not a variant of the newest release")
-
-
-def _read_release(table: Table) -> Release:
-    variants = table.table("variants")
-    release = Release(
-        version=table.parsed("version", _version),
-        date=table.required("date", date),
-        changes=table.parsed("changes", _text),
-        yanked=table.optional_parsed("yanked", _text),
-        variants=tuple(_read_variant(variants, name) for name in variants.keys()),  # noqa: SIM118  a Table is no dict
-    )
-    if not release.variants:
-        raise table.error("variants", "must not be empty")
-    table.finish()
-    return release
-
-
-def _read_variant(variants: Table, name: str) -> Variant:
-    table = variants.table(name)
-    try:
-        normalized = normalize_name(name)
-    except ValueError as error:
-        raise variants.error(name, str(error)) from error
-    if normalized != name:
-        raise variants.error(name, f"must be written `{normalized}`")
-    variant = Variant(
-        name=normalized,
-        format=table.parsed("format", _one_of(FORMATS)),
-        quantization=table.optional_parsed("quantization", _name),
-        files=tuple(_read_file(row) for row in table.tables("files")),
-    )
-    paths = [file.path.text.lower() for file in variant.files]
-    if len(set(paths)) != len(paths):
-        raise table.error("files", "has a path twice")
-    table.finish()
-    return variant
-
-
-def _read_file(table: Table) -> File:
-    file = File(
-        path=table.parsed("path", RelativePath),
-        sha256=table.parsed("sha256", lambda text: Digest("sha256", text)),
-        size=table.natural("size"),
-        blake3=table.optional_parsed("blake3", lambda text: Digest("blake3", text)),
-        sources=tuple(_read_sources(table)),
-    )
-    table.finish()
-    return file
-
-
-def _read_sources(table: Table) -> Iterator[Parts]:
-    """Yield the ways to get a file: a string is a source, an array the sources of its parts."""
-    rows = table.required("sources", list)
-    if not rows:
-        raise table.error("sources", "must not be empty")
-    for i, row in enumerate(rows):
-        parts = row if isinstance(row, list) else [row]
-        if not parts or not all(isinstance(part, str) for part in parts):
-            reason = "must be a string, or an array of strings: the parts in order"
-            raise table.error(f"sources[{i}]", reason)
-        try:
-            yield tuple(parse_source(part) for part in parts)
-        except ValueError as error:
-            raise table.error(f"sources[{i}]", str(error)) from error
-
-
-def _name(text: str) -> str:
-    normalize_name(text)
-    return text
-
-
-def _text(text: str) -> str:
-    if not text.strip() or len(text) > _MAX_TEXT or not text.isprintable():
-        raise ValueError(f"must be one line of at most {_MAX_TEXT} printable characters")
-    return text
-
-
-def _url(text: str) -> str:
-    if not text.startswith("https://") or not text.isascii() or len(text.split()) != 1:
-        raise ValueError("must be an https:// URL")
-    return _text(text)
-
-
-def _version(text: str) -> Version:
-    try:
-        return Version(text)
-    except InvalidVersion as error:
-        raise ValueError(f"`{text}` is not a PEP 440 version") from error
-
-
-def _license(text: str) -> str:
-    try:
-        return canonicalize_license_expression(text)
-    except InvalidLicenseExpression as error:
-        raise ValueError(f"`{text}` is not an SPDX expression") from error
-
-
-def _one_of(words: Sequence[str]) -> Callable[[str], str]:
-    def check(text: str) -> str:
-        if text not in words:
-            raise ValueError(f"`{text}` is none of {', '.join(words)}")
-        return text
-
-    return check

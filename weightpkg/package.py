@@ -179,7 +179,11 @@ class Release:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Model:
-    """A named thing in the index, with its releases, newest first."""
+    """A named thing in the index, with its releases, newest first.
+
+    `base_model` is the repository whose weights the variants are builds of. `notes` say what of a
+    page was not understood.
+    """
 
     name: str
     summary: str
@@ -190,9 +194,11 @@ class Model:
     license: str
     license_url: str | None = None
     homepage: str | None = None
+    base_model: str | None = None
     tags: tuple[str, ...] = ()
     default_variant: NormalizedName
     releases: tuple[Release, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def normalized_name(self) -> NormalizedName:

@@ -17,6 +17,7 @@ PLACES = {
     "models": "converted models",
     "partial": "unfinished downloads",
     "quarantine": "damaged and replaced",
+    "cache": "what searches of the index need",
     "tmp": "unfinished",
 }
 

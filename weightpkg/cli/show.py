@@ -20,12 +20,20 @@ from weightpkg.store import Installed
 def command(name: str, as_json: bool) -> None:
     """Show what the index says of a model, and what of it is installed."""
     settings = Settings.from_environment()
-    model = resolve(Requirement.parse(name), settings.index()).model
+    requirement = Requirement.parse(name)
+    model = resolve(requirement, settings.index()).model
+    for note in (*_alias_notes(requirement, model), *model.notes):
+        click.echo(f"note: {note}", err=True)
     records = [r for r in settings.store().installed() if r.name == model.normalized_name]
     if as_json:
         print_json(_as_json(model, records))
     else:
         click.echo("\n".join(_lines(model, records)))
+
+
+def _alias_notes(requirement: Requirement, model: Model) -> Iterator[str]:
+    if not f"{requirement.name}-".startswith(f"{model.normalized_name}-"):
+        yield f"`{requirement.name}` is an alias: the model is `{model.name}`"
 
 
 def _lines(model: Model, records: list[Installed]) -> Iterator[str]:
@@ -37,6 +45,7 @@ def _lines(model: Model, records: list[Installed]) -> Iterator[str]:
         "context": f"{model.context_length:,} tokens" if model.context_length else None,
         "licence": " ".join(filter(None, (model.license, model.license_url))),
         "homepage": model.homepage,
+        "base model": model.base_model,
         "tags": ", ".join(model.tags),
         "installed": ", ".join(map(str, records)) or "nothing",
     }
@@ -69,6 +78,7 @@ def _as_json(model: Model, records: list[Installed]) -> dict[str, object]:
         "license": model.license,
         "license-url": model.license_url,
         "homepage": model.homepage,
+        "base-model": model.base_model,
         "tags": model.tags,
         "default-variant": model.default_variant,
         "installed": [f"{r.full_name}=={r.version}" for r in records],

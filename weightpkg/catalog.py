@@ -1,0 +1,252 @@
+"""What a search needs of an index's pages, in one SQLite file, so that pages need not be read for it.
+
+A catalogue is a cache: pages are the truth, and it is made of them again where it is missing, stale
+or damaged. It is never written in place: a new one is built beside it and renamed over it, so that
+readers always have a whole one, and of several processes that build, the last one wins.
+
+It is stale when a page's size or time of change is another one. To ask that of every page of a large
+index takes longer than the search; there, only the directory's own time is looked at, which changes
+when a page is added, removed or renamed into place, and all pages once a day. So what must be
+noticed at once is renamed into place, as editors and version control do it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from weightpkg import files
+from weightpkg.digest import Digest
+from weightpkg.errors import DocumentError, StoreError
+from weightpkg.package import Model
+from weightpkg.requirement import is_name
+
+VERSION = 1  # goes up when what a catalogue has, or is made of, changes
+_LOOK_AT_ALL = 2_000  # so many pages take 10 ms
+_LOOK_AFTER_NS = 24 * 3600 * 10**9
+_RECENT_NS = 2 * 10**9  # some systems' times of change are as coarse as that
+_ABANDONED_S = 24 * 3600
+_LIMIT = 2**63  # of an integer in SQLite; times of change can be anything
+_MAX_WORDS = 100  # SQLite's expressions are not endless
+
+_TABLES = """
+CREATE TABLE meta (version INTEGER, changed INTEGER, made INTEGER, count INTEGER);
+CREATE TABLE pages (page TEXT, changed INTEGER, size INTEGER, name TEXT, words TEXT, summary TEXT);
+CREATE TABLE files (sha256 BLOB, page TEXT);
+"""
+# made at the end: to keep them in order while a million pages come in any order is slow
+_INDICES = """
+CREATE INDEX files_by_sha256 ON files (sha256, page);
+CREATE INDEX faults ON pages (page) WHERE name IS NULL;
+"""
+
+# a name counts more than a tag, and a tag more than a summary
+_SCORE = """CASE
+    WHEN name = {word} THEN 100
+    WHEN substr(name, 1, length({word})) = {word} THEN 60
+    WHEN instr('-' || name || '-', '-' || {word} || '-') THEN 50
+    WHEN instr(name, {word}) THEN 40
+    WHEN instr(words, char(10) || {word} || char(10)) THEN 30
+    WHEN instr(words, {word}) THEN 15
+    ELSE 10
+END"""
+
+Stamp = tuple[int, int]
+"""A page's time of change in nanoseconds, and its size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """The catalogue of a directory of pages.
+
+    Args:
+        pages: the directory.
+        cache: where to keep catalogues; None keeps none.
+        read: reads a page; `DocumentError` where it is not valid.
+        note: told when many pages have to be read.
+    """
+
+    pages: Path
+    cache: Path | None
+    read: Callable[[Path], Model]
+    note: Callable[[str], None] = field(default=lambda _: None)
+
+    def search(self, words: Sequence[str], limit: int | None) -> list[tuple[str, int]]:
+        """Return the pages that match all of the words, and their scores, best first."""
+        marks = [f"?{i + 1}" for i in range(min(len(words), _MAX_WORDS))]
+        score = " + ".join(_SCORE.format(word=mark) for mark in marks) or "1"
+        # most pages have nothing of what is looked for, and are seen off before they are scored
+        matches = "".join(f" AND (instr(words, {m}) OR instr(summary, {m}))" for m in marks)
+        query = (
+            f"SELECT page, {score} AS score FROM pages WHERE name IS NOT NULL{matches} "  # noqa: S608  of our own text
+            f"ORDER BY score DESC, length(name), name LIMIT {-1 if limit is None else int(limit)}"
+        )
+        # a command line can have what is no text
+        texts = [word.lower().encode(errors="replace").decode() for word in words[:_MAX_WORDS]]
+        return self._ask(query, texts)
+
+    def holders(self, digest: Digest) -> list[str]:
+        """Return the pages that name a file of a SHA-256."""
+        query = "SELECT DISTINCT page FROM files WHERE sha256 = ? ORDER BY page"
+        return [page for (page,) in self._ask(query, [bytes.fromhex(digest.hex)])]
+
+    def faulty(self) -> list[str]:
+        """Return the pages that cannot be read."""
+        query = "SELECT page FROM pages WHERE name IS NULL ORDER BY page"
+        return [page for (page,) in self._ask(query, [])]
+
+    def _ask(self, query: str, values: Sequence[str | bytes]) -> list[tuple[Any, ...]]:
+        try:
+            try:
+                return self._answer(query, values)
+            except sqlite3.DatabaseError:
+                # damaged where opening it did not show
+                files.discard(self._path)
+                return self._answer(query, values)
+        except OSError as error:
+            reason = f"cannot be read: {error.strerror or error}"
+            raise DocumentError(reason, source=str(self.pages)) from error
+
+    def _answer(self, query: str, values: Sequence[str | bytes]) -> list[tuple[Any, ...]]:
+        with self._open() as connection:
+            return connection.execute(query, values).fetchall()
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        with ExitStack() as stack:
+            connection = self._load()
+            if connection is None:
+                connection = stack.enter_context(closing(self._make(None)))
+            else:
+                stack.enter_context(closing(connection))
+                if self._is_stale(connection):
+                    connection = stack.enter_context(closing(self._make(connection)))
+            yield connection
+
+    @property
+    def _path(self) -> Path:
+        key = hashlib.sha256(os.fsencode(self.pages.absolute())).hexdigest()[:16]
+        return (self.cache or Path()) / f"{key}.sqlite"
+
+    def _load(self) -> sqlite3.Connection | None:
+        """Open the catalogue that is there, if there is one for this version."""
+        if self.cache is None or not self._path.is_file():
+            return None
+        connection = _connect(self._path)
+        with suppress(sqlite3.DatabaseError):
+            if connection.execute("SELECT version FROM meta").fetchall() == [(VERSION,)]:
+                return connection
+        connection.close()
+        return None
+
+    def _is_stale(self, connection: sqlite3.Connection) -> bool:
+        """Whether pages have changed; of a large index, whether they may have."""
+        changed, made, count = connection.execute("SELECT * FROM meta").fetchone()[1:]
+        if count <= _LOOK_AT_ALL:
+            return _stamps(connection) != dict(self._listed())
+        is_settled = changed == self._changed() and changed < made - _RECENT_NS
+        return not is_settled or not 0 <= time.time_ns() - made < _LOOK_AFTER_NS
+
+    def _changed(self) -> int:
+        return self.pages.stat().st_mtime_ns % _LIMIT
+
+    def _listed(self) -> Iterator[tuple[str, Stamp]]:
+        """Yield the pages that there are; what no name leads to is only of interest to lint."""
+        with os.scandir(self.pages) as entries:
+            for entry in entries:
+                page = entry.name.removesuffix(".toml")
+                if page != entry.name and is_name(page):
+                    with suppress(FileNotFoundError):
+                        status = entry.stat(follow_symlinks=False)
+                        yield page, (status.st_mtime_ns % _LIMIT, status.st_size)
+
+    def _make(self, old: sqlite3.Connection | None) -> sqlite3.Connection:
+        """Make the catalogue; take from an old one what it knows of pages as they still are."""
+        try:
+            if self.cache is not None:
+                return self._make_file(self.cache, old)
+        except StoreError:
+            pass  # nothing can be kept there, and the answer is wanted all the same
+        except sqlite3.DatabaseError:
+            if old is not None:  # it may be the damaged one; else the disk is full
+                return self._make(None)
+        connection = sqlite3.connect(":memory:")
+        self._fill(connection, None)
+        return connection
+
+    def _make_file(self, cache: Path, old: sqlite3.Connection | None) -> sqlite3.Connection:
+        place = files.make_directory(cache / "tmp", is_durable=False)
+        files.sweep(place, older_than=time.time() - _ABANDONED_S)
+        with files.scratch_directory(place) as scratch:
+            with closing(_connect(scratch / self._path.name, mode="rwc")) as new:
+                self._fill(new, old)
+            files.replace_files(scratch, [Path(self._path.name)], cache)
+        return _connect(self._path)
+
+    def _fill(self, new: sqlite3.Connection, old: sqlite3.Connection | None) -> None:
+        new.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;" + _TABLES)
+        made, changed = time.time_ns(), self._changed()
+        todo = dict(self._listed())
+        meta = (VERSION, changed, made, len(todo))
+        if old is not None:
+            _copy(old, new, todo)
+        if len(todo) > _LOOK_AT_ALL:
+            self.note(f"reading {len(todo):,} pages of the index, once")
+        for page, stamp in todo.items():
+            self._add(new, page, stamp)
+        new.execute("INSERT INTO meta VALUES (?, ?, ?, ?)", meta)
+        new.commit()
+        new.executescript(_INDICES)
+
+    def _add(self, new: sqlite3.Connection, page: str, stamp: Stamp) -> None:
+        try:
+            model = self.read(self.pages / f"{page}.toml")
+        except DocumentError:
+            new.execute("INSERT INTO pages (page, changed, size) VALUES (?, ?, ?)", [page, *stamp])
+            return
+        words = [model.task, model.architecture, model.license, model.base_model or "", *model.tags]
+        texts = (model.name, "\n".join(["", model.name, *words, ""]), model.summary)
+        row = [page, *stamp, *(text.lower() for text in texts)]
+        new.execute("INSERT INTO pages VALUES (?, ?, ?, ?, ?, ?)", row)
+        digests = {
+            file.sha256.hex
+            for release in model.releases
+            for variant in release.variants
+            for file in variant.files
+            if file.sha256 is not None
+        }
+        rows = [(bytes.fromhex(digest), page) for digest in digests]
+        new.executemany("INSERT INTO files VALUES (?, ?)", rows)
+
+
+def _stamps(connection: sqlite3.Connection) -> dict[str, Stamp]:
+    rows = connection.execute("SELECT page, changed, size FROM pages")
+    return {page: (changed, size) for page, changed, size in rows}
+
+
+def _copy(old: sqlite3.Connection, new: sqlite3.Connection, todo: dict[str, Stamp]) -> None:
+    """Copy what is known of pages as they still are, and take them out of `todo`."""
+    same = set()
+    for row in old.execute("SELECT * FROM pages"):
+        if todo.get(row[0]) == (row[1], row[2]):
+            new.execute("INSERT INTO pages VALUES (?, ?, ?, ?, ?, ?)", row)
+            same.add(row[0])
+            del todo[row[0]]
+    rows = (row for row in old.execute("SELECT sha256, page FROM files") if row[1] in same)
+    new.executemany("INSERT INTO files VALUES (?, ?)", rows)
+
+
+def _connect(path: Path, *, mode: str = "ro") -> sqlite3.Connection:
+    return sqlite3.connect(_uri(path, mode=mode), uri=True)
+
+
+def _uri(path: Path, *, mode: str = "ro") -> str:
+    """What SQLite calls a file; one that is read is never changed in place."""
+    return f"{path.absolute().as_uri()}?mode={mode}" + ("&immutable=1" if mode == "ro" else "")
