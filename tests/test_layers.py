@@ -18,7 +18,7 @@ import weightpkg
 PACKAGE = Path(weightpkg.__file__).parent
 
 ORDER = [
-    "errors", "progress", "digest", "requirement", "tensor", "package", "document",
+    "errors", "progress", "digest", "requirement", "tensor", "package", "license_policy", "machine", "shapes", "memory", "document",
     "formats", "formats.mapped", "formats.strangers", "formats.ggml_grids", "formats.ggml_blocks",
     "formats.ggml", "formats.gguf_header", "formats.gguf",
     "formats.checkpoint_files", "formats.json_text", "formats.safetensors_header", "formats.safetensors",
