@@ -18,7 +18,8 @@ import weightpkg
 PACKAGE = Path(weightpkg.__file__).parent
 
 ORDER = [
-    "errors", "progress", "digest", "requirement", "tensor", "package", "license_policy", "machine", "shapes", "memory", "document",
+    "errors", "progress", "digest", "requirement", "tensor", "package", "license_policy", "machine", "shapes", "memory", "hardware",
+    "survey", "diagnosis", "document",
     "formats", "formats.mapped", "formats.strangers", "formats.ggml_grids", "formats.ggml_blocks",
     "formats.ggml", "formats.gguf_header", "formats.gguf",
     "formats.checkpoint_files", "formats.json_text", "formats.safetensors_header", "formats.safetensors",

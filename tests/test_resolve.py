@@ -14,7 +14,6 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from weightpkg.errors import (
-    AliasCircleError,
     ModelNotFoundError,
     NamespaceNotFoundError,
     NoMatchingReleaseError,
@@ -27,7 +26,7 @@ from weightpkg.machine import Machine
 from weightpkg.memory import estimate
 from weightpkg.package import File, Model, RelativePath, Release, Variant
 from weightpkg.requirement import NormalizedName, Requirement
-from weightpkg.resolve import Aliases, Exclusion, Rules, consider, explain, resolve
+from weightpkg.resolve import Exclusion, Rules, consider, explain, resolve
 
 
 def variant(name: str, size: int | None = 1000, *, form: str = "gguf", q: str | None = None) -> Variant:  # fmt: skip
@@ -75,13 +74,9 @@ class Shelf:
 
 
 class ShelfWithAliases(Shelf):
-    def __init__(self, aliases: Mapping[str, str], *models: Model) -> None:
+    def __init__(self, aliases: Mapping[str, Model], *models: Model) -> None:
         super().__init__(*models)
-        self.aliases = aliases
-
-    def alias_of(self, name: NormalizedName) -> NormalizedName | None:
-        other = self.aliases.get(name)
-        return None if other is None else NormalizedName(other)
+        self.models |= {NormalizedName(name): each for name, each in aliases.items()}
 
 
 def found(text: str, shelf: Shelf, rules: Rules | None = None) -> str:
@@ -210,26 +205,18 @@ def test_a_namespace_has_an_index_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "answer", "followed"),
+    ("text", "answer", "alias"),
     [
-        ("talk", "chat-q4 1.1", ["chat"]),
-        ("talk-q8", "chat-q8 1.1", ["chat-q8"]),
-        ("small", "chat-q2 1.1", ["talk-q2", "chat-q2"]),
-        ("chat", "chat-q4 1.1", []),  # its own name counts before an alias
+        ("talk", "chat-q4 1.1", "talk"),
+        ("talk-to-me_Q8", "chat-q8 1.1", "talk-to-me"),
+        ("chat", "chat-q4 1.1", None),
     ],
 )
-def test_aliases_are_followed(text: str, answer: str, followed: list[str]) -> None:
-    shelf = ShelfWithAliases({"talk": "chat", "small": "talk-q2", "chat": "other"}, CHAT)
-    assert isinstance(shelf, Aliases)
+def test_an_alias_stands_for_a_model(text: str, answer: str, alias: str | None) -> None:
+    shelf = ShelfWithAliases({"talk": CHAT, "talk-to-me": CHAT}, CHAT)
     explanation = explain(Requirement.parse(text), shelf)
     assert str(explanation.result()) == answer
-    assert list(explanation.aliases) == followed
-
-
-@pytest.mark.parametrize("aliases", [{"a": "a"}, {"a": "b", "b": "c", "c": "a"}, {"a": "a-x"}])
-def test_circular_aliases_are_one_clear_error(aliases: dict[str, str]) -> None:
-    with pytest.raises(AliasCircleError, match="`a`"):
-        found("a", ShelfWithAliases(aliases))
+    assert explanation.alias == alias
 
 
 def test_one_that_was_found_otherwise_is_held_against_the_rules_too() -> None:

@@ -122,17 +122,6 @@ class NamespaceNotFoundError(ResolutionError):
         self.known = tuple(known)
 
 
-class AliasCircleError(ResolutionError):
-    """Aliases lead back to where they began."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        super().__init__(
-            f"the aliases go in a circle: {' -> '.join(f'`{name}`' for name in names)}",
-            hint="`weightpkg index lint` finds it; ask for the model by its own name",
-        )
-        self.names = tuple(names)
-
-
 class NothingFitsError(ResolutionError):
     """Releases and variants match, and a rule forbids each of them; `reasons` has one a candidate."""
 

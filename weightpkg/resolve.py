@@ -8,11 +8,10 @@ that none excludes is chosen. `docs/resolution.md` says it for users.
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, NoReturn, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Literal, NoReturn, Protocol
 
 from weightpkg.errors import (
-    AliasCircleError,
     ModelNotFoundError,
     NamespaceNotFoundError,
     NoMatchingReleaseError,
@@ -34,21 +33,13 @@ class Models(Protocol):
     """Knows models by name."""
 
     def __contains__(self, name: NormalizedName, /) -> bool:
-        """Whether there is a model of that name."""
+        """Whether there is a model of that name, or an alias."""
 
     def model(self, name: NormalizedName, /) -> Model:
         """Return it."""
 
     def nearest(self, name: str, /) -> Sequence[str]:
         """The names most like one that is not there."""
-
-
-@runtime_checkable
-class Aliases(Protocol):
-    """Knows other names of models; an index may."""
-
-    def alias_of(self, name: NormalizedName, /) -> NormalizedName | None:
-        """Return the name that another one stands for, which may have a variant at its end."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,13 +85,13 @@ class Candidate:
 class Explanation:
     """How a requirement was resolved.
 
-    aliases: names that stood for others, in the order in which they were followed.
+    alias: the name that stood for the model's, if one did.
     wanted: the variant that was asked for, if one was.
     candidates: everything that was considered, the most wanted first.
     """
 
     requirement: Requirement
-    aliases: tuple[NormalizedName, ...] = ()
+    alias: NormalizedName | None = None
     model: Model
     wanted: NormalizedName | None = None
     candidates: tuple[Candidate, ...]
@@ -122,15 +113,6 @@ class Explanation:
         if chosen is None:
             _raise(self)
         return chosen.resolved
-
-
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """The model that a name means, and the variant, empty if it names none."""
-
-    model: Model
-    variant: NormalizedName
-    aliases: tuple[NormalizedName, ...] = field(default=())
 
 
 def resolve(
@@ -158,7 +140,6 @@ def resolve(
         NoMatchingReleaseError: no release has a version that will do.
         NothingFitsError: the rules exclude all that there is.
         NamespaceNotFoundError: no index owns the namespace.
-        AliasCircleError: aliases go in a circle.
         DocumentError: the model's page is not valid.
     """
     return explain(requirement, index, rules, namespaces=namespaces).result()
@@ -176,11 +157,11 @@ def explain(
     Raises:
         ModelNotFoundError: no model has that name.
         NamespaceNotFoundError: no index owns the namespace.
-        AliasCircleError: aliases go in a circle.
         DocumentError: the model's page is not valid.
     """
-    target = _find(requirement.name, _owner(requirement, index, namespaces or {}))
-    model, wanted = target.model, target.variant or None
+    owner = _owner(requirement, index, namespaces or {})
+    name, variant = _split(requirement.name, owner)
+    model, wanted = owner.model(name), variant or None
     takes_prereleases = _takes_prereleases(requirement, model)
     candidates = [
         _consider(
@@ -195,7 +176,7 @@ def explain(
     ]
     return Explanation(
         requirement=requirement,
-        aliases=target.aliases,
+        alias=None if name == model.normalized_name else name,
         model=model,
         wanted=wanted,
         candidates=tuple(candidates),
@@ -224,31 +205,11 @@ def _owner(
     return namespaces[requirement.namespace]
 
 
-def _find(name: NormalizedName, index: Models) -> _Target:
-    """Follow aliases to a model; a model's own name counts before an alias of that length."""
-    used: list[NormalizedName] = []
-    names = [name]
-    while True:
-        start, rest = _longest(names[-1], index)
-        if start in index:
-            return _Target(index.model(start), rest, tuple(names[1:]))
-        if start in used:  # whatever is behind it: one that stands for a longer name never ends
-            raise AliasCircleError([*used[used.index(start) :], start])
-        used.append(start)
-        other = _alias_of(start, index) or start
-        names.append(NormalizedName(f"{other}-{rest}" if rest else other))
-
-
-def _longest(name: NormalizedName, index: Models) -> tuple[NormalizedName, NormalizedName]:
-    """Split a name behind the longest model name or alias that it begins with."""
-    for start, rest in _splits(name):
-        if start in index or _alias_of(start, index):
-            return start, rest
+def _split(name: NormalizedName, index: Models) -> tuple[NormalizedName, NormalizedName]:
+    for model, variant in _splits(name):
+        if model in index:
+            return model, variant
     raise ModelNotFoundError(name, index.nearest(name))
-
-
-def _alias_of(name: NormalizedName, index: Models) -> NormalizedName | None:
-    return index.alias_of(name) if isinstance(index, Aliases) else None
 
 
 def _splits(name: NormalizedName) -> Iterator[tuple[NormalizedName, NormalizedName]]:
