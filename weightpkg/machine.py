@@ -24,7 +24,9 @@ _UNITS: dict[str, int] = {"": 1} | {
     for unit, base in (("b", 1000), ("ib", 1024))
     for power, letter in enumerate("kmgt")
 }
-_SIZE = re.compile(r"(?P<number>\d{1,15}(?:\.\d{1,6})?)\s*(?P<unit>[kmgt]i?b)?\Z", re.IGNORECASE)
+_SIZE = re.compile(
+    r"(?P<number>[0-9]{1,15}(?:\.[0-9]{1,6})?)\s*(?P<unit>[kmgt]i?b)?\Z", re.IGNORECASE
+)
 _MAX_MEMORY = 1 << 60
 
 

@@ -8,7 +8,7 @@ that none excludes is chosen. `docs/resolution.md` says it for users.
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NoReturn, Protocol
 
 from weightpkg.errors import (
@@ -50,12 +50,14 @@ class Rules:
     context: tokens for which there must be memory, or None for `memory.DEFAULT_CONTEXT`.
     licenses: which licences may be used.
     convertible: the architectures that are converted, by format; a format without is not looked at.
+    needs: memory by full name and version, of what is installed, where it need not be estimated.
     """
 
     machine: Machine | None = None
     context: int | None = None
     licenses: LicensePolicy | None = None
     convertible: Mapping[str, Container[str]] | None = None
+    needs: Mapping[str, Need] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +190,7 @@ def consider(resolved: Resolved, rules: Rules) -> Candidate:
 
     It is what was asked for, so that a machine does not exclude it.
     """
-    need = estimate(resolved.model, resolved.variant, rules.context)
+    need = _need(resolved, rules)
     exclusions = (*_license(resolved.model, rules), *_architecture(resolved, rules))
     notes = (*_yank(resolved.release), *_memory(need, rules))
     return Candidate(resolved=resolved, exclusions=exclusions, notes=notes, need=need)
@@ -251,7 +253,7 @@ def _consider(
 ) -> Candidate:
     """Apply all rules; one that what was asked for overrules leaves a note."""
     release, variant = resolved.release, resolved.variant
-    need = estimate(resolved.model, variant, rules.context)
+    need = _need(resolved, rules)
     yank, memory = tuple(_yank(release)), tuple(_memory(need, rules))
     exclusions = (
         *_version(release, requirement, takes_prereleases=takes_prereleases),
@@ -296,6 +298,11 @@ def _architecture(resolved: Resolved, rules: Rules) -> Iterator[Exclusion]:
     known = (rules.convertible or {}).get(form)
     if known is not None and architecture != UNKNOWN and architecture not in known:
         yield Exclusion("architecture", f"`{architecture}` in {form} format is not converted")
+
+
+def _need(resolved: Resolved, rules: Rules) -> Need | None:
+    known = rules.needs.get(str(resolved))
+    return known or estimate(resolved.model, resolved.variant, rules.context)
 
 
 def _memory(need: Need | None, rules: Rules) -> Iterator[Exclusion]:

@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from weightpkg import convert
-from weightpkg.cli.console import print_json, print_table
+from weightpkg.cli.console import format_size, print_json, print_table
+from weightpkg.footprint import installed_needs
 from weightpkg.license_policy import LicensePolicy
 from weightpkg.machine import Machine
 from weightpkg.memory import Need
@@ -47,13 +48,15 @@ def command(
     Without a variant in NAME it is the model's default if that fits this machine's memory, else the
     largest that does.
     """
+    settings = Settings.from_environment()
     rules = Rules(
         machine=_machine(machine),
         context=context,
         licenses=LicensePolicy(allowed or None, denied),
         convertible=convert.CONVERTIBLE,
+        needs=installed_needs(settings.store(), context),
     )
-    explanation = _explain(name, rules, Settings.from_environment())
+    explanation = _explain(name, rules, settings)
     if as_json:
         print_json(_as_json(explanation, rules))
     elif is_explained:
@@ -118,7 +121,7 @@ def _verdict(candidate: Candidate, *, is_chosen: bool) -> str:
 
 
 def _size(need: Need | None) -> str:
-    return "unknown" if need is None else f"{need.total / 1e9:.1f} GB"
+    return "unknown" if need is None else format_size(need.total)
 
 
 def _as_json(explanation: Explanation, rules: Rules) -> dict[str, object]:
