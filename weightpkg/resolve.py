@@ -308,8 +308,12 @@ def _need(resolved: Resolved, rules: Rules) -> Need | None:
 def _memory(need: Need | None, rules: Rules) -> Iterator[Exclusion]:
     room = rules.machine.room if rules.machine else None
     if need is not None and room is not None and need.total > room:
-        sizes = f"{need.total / 1e9:.1f} GB, and there is room for {room / 1e9:.1f} GB"
+        sizes = f"{_size(need.total)}, and there is room for {_size(room)}"
         yield Exclusion("memory", f"it needs {sizes}")
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
 def _raise(explanation: Explanation) -> NoReturn:
