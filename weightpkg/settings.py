@@ -21,7 +21,9 @@ from weightpkg.adopt import Places
 from weightpkg.fetch import DEFAULT_JOBS, Fetcher
 from weightpkg.index import Index
 from weightpkg.progress import Progress
+from weightpkg.resolve import Rules
 from weightpkg.store import Store
+from weightpkg.survey import this_machine
 
 if TYPE_CHECKING:
     from weightpkg.package import Source
@@ -86,6 +88,10 @@ class Settings:
     def index(self) -> Index:
         """The index."""
         return Index(self.index_dir)
+
+    def rules(self) -> Rules:
+        """What may be chosen here: what this machine has memory for."""
+        return Rules(machine=this_machine())
 
     @contextmanager
     def sources(self, store: Store) -> Iterator[Sources]:

@@ -15,7 +15,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 
 from weightpkg.hardware import (
@@ -75,41 +74,50 @@ class Survey:
 
 def this_machine() -> Machine:
     """Describe this machine, from the operating system alone: fast, and nothing is imported."""
-    _, memory = _cpu_and_memory()
-    return Machine(device="cpu", memory=memory.usable, system=platform.system().lower())
+    return Machine(device="cpu", memory=_memory().usable, system=platform.system().lower())
 
 
 def look() -> Survey:
     """Look at all of this machine."""
-    cpu, memory = _cpu_and_memory()
     runtime, seen = _runtime()
     devices = merge_devices([*_nvidia(), *_pci(), *seen])
     return Survey(
         system=platform.system().lower(),
         architecture=platform.machine().lower(),
         python=platform.python_version(),
-        cpu=cpu,
-        memory=memory,
+        cpu=_cpu(),
+        memory=_memory(),
         devices=tuple(devices),
         runtime=runtime,
     )
 
 
-def _cpu_and_memory() -> tuple[Cpu, Memory]:
+def _cpu() -> Cpu:
     if sys.platform == "darwin":
-        cpu, memory = parse_sysctl(_output(["/usr/sbin/sysctl", "hw", "machdep.cpu"]))
+        cpu, _ = parse_sysctl(_sysctl())
     elif sys.platform == "win32":
-        cpu, memory = Cpu(model=platform.processor() or None), _windows_memory()
+        cpu = Cpu(model=platform.processor() or None)
     else:
         cpu = parse_cpuinfo(_text(_PROC / "cpuinfo"))
-        memory = parse_meminfo(_text(_PROC / "meminfo"))
-        limits = [
-            limit
-            for name in memory_limit_files(_text(_PROC / "self" / "cgroup"))
-            if (limit := parse_limit(_text(_SYS / "fs" / "cgroup" / name))) is not None
-        ]
-        memory = replace(memory, limit=min(limits, default=None))
-    return replace(cpu, logical=cpu.logical or os.cpu_count()), memory
+    return replace(cpu, logical=cpu.logical or os.cpu_count())
+
+
+def _memory() -> Memory:
+    if sys.platform == "darwin":
+        return parse_sysctl(_sysctl())[1]
+    if sys.platform == "win32":
+        return _windows_memory()
+    limits = [
+        limit
+        for name in memory_limit_files(_text(_PROC / "self" / "cgroup"))
+        if (limit := parse_limit(_text(_SYS / "fs" / "cgroup" / name))) is not None
+    ]
+    memory = parse_meminfo(_text(_PROC / "meminfo"))
+    return replace(memory, limit=min(limits, default=None))
+
+
+def _sysctl() -> str:
+    return _output(["/usr/sbin/sysctl", "hw", "machdep.cpu"])
 
 
 def _windows_memory() -> Memory:
@@ -181,6 +189,8 @@ def _of_ep_device(each: object) -> Device | None:
 
 def _distributions() -> Iterator[tuple[str, str]]:
     """Yield the installed distributions that bring a package called `onnxruntime`."""
+    from importlib import metadata  # noqa: PLC0415  slow to import, and `this_machine` is quick
+
     for distribution in metadata.distributions():
         name = distribution.metadata["Name"] or ""
         if name.lower().startswith(("onnxruntime", "ort-", "ort_")):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import click
 
 from weightpkg.cli.console import format_size, print_json
+from weightpkg.memory import estimate
 from weightpkg.package import Model, Release, Variant
 from weightpkg.requirement import Requirement
 from weightpkg.resolve import resolve
@@ -52,6 +53,9 @@ def _variant_lines(model: Model, variant: Variant) -> Iterator[str]:
     default = ", the default" if variant.name == model.default_variant else ""
     kind = " ".join(filter(None, (variant.format, variant.quantization)))
     yield f"  {model.name}-{variant.name}: {kind}, {format_size(variant.size)}{default}"
+    if need := estimate(model, variant):
+        context = f" with {need.context:,} tokens" if need.context else ""
+        yield f"    takes about {format_size(need.total)} of memory{context}"
     for file in variant.files:
         yield f"    {file.path}  {format_size(file.size)}  {file.sha256}"
         for parts in file.sources:
