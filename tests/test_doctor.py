@@ -92,6 +92,24 @@ def test_doctor_finds_what_is_wrong_with_a_store(weightpkg: Weightpkg, settings:
     assert first["severity"] == "problem"
 
 
+def test_doctor_of_a_place_where_no_store_can_be(weightpkg: Weightpkg, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    home = tmp_path / "file" / "store"
+    done = weightpkg("doctor", WEIGHTPKG_HOME=str(home))
+    assert done.returncode == 1
+    assert f"problem: `{home}` cannot be written" in done.stdout
+
+
+def test_doctor_of_a_store_with_a_broken_record(weightpkg: Weightpkg, settings: Settings) -> None:
+    record = settings.home / "installed" / "tiny" / "1.0" / "q4.toml"
+    record.parent.mkdir(parents=True)
+    record.write_text("schema = [")
+    done = weightpkg("doctor")
+    assert done.returncode == 1
+    assert "problem: the store cannot be used: " in done.stdout
+    assert "q4.toml" in done.stdout
+
+
 def test_doctor_finds_a_second_onnxruntime(weightpkg: Weightpkg, tmp_path: Path) -> None:
     fake = tmp_path / "site" / "onnxruntime_gpu-1.31.0.dist-info"
     fake.mkdir(parents=True)
@@ -168,3 +186,23 @@ def test_resolve_takes_a_file(weightpkg: Weightpkg, settings: Settings) -> None:
     (candidate,) = document["candidates"]
     assert candidate["is-chosen"]
     assert document["requirement"] == str(path)
+
+
+def test_resolve_imports_nothing_heavy(weightpkg: Weightpkg) -> None:
+    done = weightpkg("resolve", "tiny", PYTHONPROFILEIMPORTTIME="1")
+    assert done.stdout == "tiny-q4==1.0\n"
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "weightpkg.resolve" in imported
+    assert not imported & {"numpy", "onnx", "onnxruntime", "requests", "rich", "tokenizers"}
+
+
+@pytest.mark.parametrize(("start", "command"), [("doc", "doctor"), ("res", "resolve")])
+def test_completion_offers_the_commands(weightpkg: Weightpkg, start: str, command: str) -> None:
+    line = {"COMP_WORDS": f"weightpkg {start}", "COMP_CWORD": "1"}
+    done = weightpkg(_WEIGHTPKG_COMPLETE="bash_complete", **line)
+    assert command in done.stdout
+
+
+def test_completion_offers_the_options(weightpkg: Weightpkg) -> None:
+    line = {"COMP_WORDS": "weightpkg resolve --ex", "COMP_CWORD": "2"}
+    assert "--explain" in weightpkg(_WEIGHTPKG_COMPLETE="bash_complete", **line).stdout

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
-from weightpkg import __version__
+from weightpkg import __version__, files
 from weightpkg.cli.console import format_size, print_json, print_table
 from weightpkg.diagnosis import Finding, StoreHealth, diagnose
 from weightpkg.errors import StoreError
-from weightpkg.files import tree_size
 from weightpkg.hardware import Device
 from weightpkg.retention import live_leases, partials
 from weightpkg.settings import Settings
@@ -44,37 +44,49 @@ def _health(store: Store) -> StoreHealth:
     """Look at the store, and change nothing in it."""
     root = store.root
     place = next((path for path in (root, *root.parents) if path.exists()), root)
-    try:
-        free = shutil.disk_usage(place).free
-    except OSError:
-        free = None
-    unfinished = partials(store)
-    error = None
-    n_installed = n_leases = 0
-    try:
-        error = _layout_error(root)
-        n_installed, n_leases = len(store.installed()), len(list(live_leases(store)))
-    except StoreError as failure:
-        error = error or failure.message
-    return StoreHealth(
+    health = StoreHealth(
         path=str(root),
-        error=error,
-        is_writable=os.access(place, os.W_OK | os.X_OK),
-        free=free,
-        size=tree_size(root) if root.is_dir() else 0,
-        n_installed=n_installed,
-        n_partials=len(unfinished),
-        partial_size=sum(partial.size for partial in unfinished),
-        n_leases=n_leases,
-        n_quarantined=len(list((root / "quarantine").glob("*"))),
+        error=_layout_error(root),
+        is_writable=place.is_dir() and os.access(place, os.W_OK | os.X_OK),
+        free=_free(place),
     )
+    try:
+        return _contents(store, health)
+    except StoreError as error:
+        return replace(health, error=health.error or error.message)
+
+
+def _contents(store: Store, health: StoreHealth) -> StoreHealth:
+    """Count what is in the store.
+
+    Raises:
+        StoreError: something of it cannot be read.
+    """
+    with files.mapped(store.root):
+        unfinished = partials(store)
+        return replace(
+            health,
+            size=files.tree_size(store.root) if store.root.is_dir() else 0,
+            n_installed=len(store.installed()),
+            n_partials=len(unfinished),
+            partial_size=sum(partial.size for partial in unfinished),
+            n_leases=len(list(live_leases(store))),
+            n_quarantined=len(list((store.root / "quarantine").glob("*"))),
+        )
+
+
+def _free(place: Path) -> int | None:
+    try:
+        return shutil.disk_usage(place).free
+    except OSError:
+        return None
 
 
 def _layout_error(root: Path) -> str | None:
     marker = root / "layout"
     try:
         found = marker.read_text(encoding="ascii", errors="replace").strip()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         return f"`{marker}` cannot be read: {error.strerror}"
