@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from packaging.version import Version
 
-from weightpkg.convert import ARCHITECTURES
 from weightpkg.footprint import directory_need
+from weightpkg.formats.ggml import GGML_TYPES, GGMLType
 from weightpkg.memory import (
+    BITS,
     DEFAULT_CONTEXT,
     converted_size,
     estimate,
@@ -24,6 +25,7 @@ from weightpkg.memory import (
 from weightpkg.package import File, Model, RelativePath, Release, Variant
 from weightpkg.requirement import NormalizedName
 from weightpkg.shapes import Shape, nearest_shape
+from weightpkg.tensor import BlockLayout, Layout
 
 SHAPE = Shape(
     parameters=0,
@@ -196,9 +198,36 @@ def test_shapes_are_those_of_their_models() -> None:
         vocab_size=128_256,
     )
     assert kv_cache(nearest_shape("llama", 8_030_261_248), 8192) == 2**31
-    assert nearest_shape("unheard-of", 1).parameters == 124_000_000
-    known = {name for name in ARCHITECTURES if nearest_shape(name, 1) != nearest_shape("?", 1)}
-    assert known >= {"llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "granite", "gpt-oss"}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "parameters", "layers"),
+    [
+        ("gpt-oss", 20e9, 24), ("gpt_oss", 20e9, 24), ("qwen3_moe", 30e9, 48), ("qwen3vl", 8e9, 36),
+        ("gemma3_text", 1e9, 26), ("unheard-of", 8e9, 32), ("mixtral", 47e9, 32), ("gpt2", 1, 12),
+    ],
+)  # fmt: skip
+def test_a_shape_is_that_of_the_nearest_relative(
+    architecture: str, parameters: float, layers: int
+) -> None:
+    assert nearest_shape(architecture, int(parameters)).n_layers == layers
+
+
+def layout_bits(layout: Layout) -> float:
+    """Bits of a weight as it is converted: dense in float32, blocks with float32 scales and offsets."""
+    if not isinstance(layout, BlockLayout):
+        return 32
+    return layout.bits + 32 * (1 + layout.has_offset) / layout.block_size
+
+
+@pytest.mark.parametrize("kind", [k for k in GGML_TYPES.values() if k.layout], ids=lambda k: k.name)
+def test_bits_are_those_of_the_format(kind: GGMLType) -> None:
+    if kind.name in {"Q2_K", "Q3_K", "Q4_K"}:
+        return  # files that are called so are mixtures
+    assert kind.layout is not None
+    published, converted = BITS[kind.name]
+    assert published == pytest.approx(kind.type_size * 8 / kind.block_size, rel=0.05)
+    assert converted == pytest.approx(layout_bits(kind.layout), rel=0.05)
 
 
 @given(

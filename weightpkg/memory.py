@@ -40,7 +40,7 @@ _ACTIVATIONS = 22
 # a large matrix in blocks of 16 is multiplied as floats: three times the square of the hidden size
 _UNPACKED = 3
 
-_BITS = {
+BITS = {
     "Q1_0": (1.5, 9), "Q2_0": (2.3, 9), "Q2_K": (3.2, 7.6), "Q2_K_S": (2.9, 7.8),
     "Q3_K_S": (3.5, 6.2), "Q3_K": (3.9, 6.6), "Q3_K_M": (3.9, 6.6), "Q3_K_L": (4.3, 7.2),
     "Q4_0": (4.55, 5.1), "Q4_1": (5.0, 6), "Q4_K": (4.85, 6.7), "Q4_K_S": (4.6, 6.2),
@@ -192,7 +192,7 @@ def converted_size(parameters: int | None, variant: Variant) -> int | None:
     quantization = variant.quantization or _quantization_of(parameters, size, variant)
     if size is not None:
         return int(size * _ratio(quantization))
-    bits = _BITS.get(_key(quantization))
+    bits = BITS.get(_key(quantization))
     return int(parameters * bits[1] / 8) if parameters and bits else None
 
 
@@ -206,22 +206,22 @@ def _workspace(shape: Shape, context: int) -> int:
 
 def _ratio(quantization: str) -> float:
     """How much larger weights are once converted; of what is not known, as 4 bits of a mixture."""
-    published, converted = _BITS.get(_key(quantization), _BITS["Q4_K_M"])
+    published, converted = BITS.get(_key(quantization), BITS["Q4_K_M"])
     return converted / published
 
 
 def _quantization_of(parameters: int | None, size: int | None, variant: Variant) -> str:
     """Guess it from the variant's name, or else from the bits that a weight has."""
-    if _key(variant.name) in _BITS:
+    if _key(variant.name) in BITS:
         return variant.name
     if parameters and size:
         bits = size * 8 / parameters
-        return min(_BITS, key=lambda name: abs(_BITS[name][0] - bits))
+        return min(BITS, key=lambda name: abs(BITS[name][0] - bits))
     return "F32" if variant.format == "safetensors" else "Q4_K_M"
 
 
 def _parameters(weights: int, variant: Variant) -> int:
-    bits = _BITS.get(_key(variant.quantization or variant.name), _BITS["Q4_K_M"])[1]
+    bits = BITS.get(_key(variant.quantization or variant.name), BITS["Q4_K_M"])[1]
     return int(weights * 8 / bits)
 
 

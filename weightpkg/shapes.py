@@ -2,12 +2,13 @@
 
 Each row is a model's config.json as its publisher has it. A model that is not here is taken to be
 shaped as the nearest of its architecture, by the number of its parameters, or, where none of its
-architecture is here, as the nearest of all.
+architecture is here, of Llama's, whose shapes most others follow.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 
@@ -27,10 +28,15 @@ class Shape:
 def nearest_shape(architecture: str, parameters: int) -> Shape:
     """Return the shape of the published model that is nearest.
 
+    Names of architectures are those of GGUF or of config.json, also of what was made from one that
+    is here: `qwen3vl`, `gemma3_text`, `gpt_oss`.
+
     >>> nearest_shape("qwen2", 7_000_000_000).n_layers
     28
     """
-    rows = _SHAPES.get(architecture) or [row for family in _SHAPES.values() for row in family]
+    name = re.sub(r"[-_]", "", architecture)
+    family = max((each for each in _SHAPES if name.startswith(each)), key=len, default="llama")
+    rows = _SHAPES[family]
     wanted = math.log(max(parameters, 1))
     return min(rows, key=lambda row: abs(math.log(row.parameters) - wanted))
 
@@ -117,7 +123,7 @@ _SHAPES = {
         _row(15_706, 27, 2048, 16, 16, 192, 102_400),  # V2-Lite, its latent attention unfolded
         _row(671_026, 61, 7168, 128, 128, 192, 129_280),  # V3
     ),
-    "gpt-oss": (
+    "gptoss": (
         _row(20_915, 24, 2880, 64, 8, 64, 201_088),
         _row(116_829, 36, 2880, 64, 8, 64, 201_088),
     ),
