@@ -21,12 +21,11 @@ from weightpkg.adopt import Places
 from weightpkg.fetch import DEFAULT_JOBS, Fetcher
 from weightpkg.index import Index
 from weightpkg.progress import Progress
-from weightpkg.resolve import Rules
 from weightpkg.store import Store
-from weightpkg.survey import this_machine
 
 if TYPE_CHECKING:
     from weightpkg.package import Source
+    from weightpkg.resolve import Rules
     from weightpkg.sources import Content
     from weightpkg.sources.hf import Listing
     from weightpkg.sources.openers import Openers
@@ -91,6 +90,9 @@ class Settings:
 
     def rules(self) -> Rules:
         """What may be chosen here: what this machine has memory for."""
+        from weightpkg.resolve import Rules  # noqa: PLC0415  only who chooses needs them
+        from weightpkg.survey import this_machine  # noqa: PLC0415
+
         return Rules(machine=this_machine())
 
     @contextmanager
