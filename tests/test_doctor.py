@@ -180,6 +180,17 @@ def test_resolve_knows_what_is_installed_exactly(weightpkg: Weightpkg) -> None:
     assert q4["kv-cache"] > 0
 
 
+def test_show_tells_memory(weightpkg: Weightpkg) -> None:
+    before = weightpkg("show", "tiny").stdout
+    assert "memory, while it runs:\n  tiny-q4 1.0: about " in before
+    assert weightpkg("install", "tiny").returncode == 0
+    memory = json.loads(weightpkg("show", "tiny", "--context", "64", "--json").stdout)["memory"]
+    assert [need["basis"] for need in memory.values()] == ["installed", "index"]
+    assert [need["context"] for need in memory.values()] == [64, 64]
+    resolved = json.loads(weightpkg("resolve", "tiny", "--context", "64", "--json").stdout)
+    assert [row["memory"] for row in resolved["candidates"]] == list(memory.values())
+
+
 def test_resolve_takes_a_file(weightpkg: Weightpkg, settings: Settings) -> None:
     path = settings.index_dir / "tiny-q4.gguf"
     document = json.loads(weightpkg("resolve", str(path), "--json").stdout)

@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from weightpkg.memory import Need, need_of, need_of_config
+from weightpkg.memory import Need, estimate, need_of, need_of_config
+from weightpkg.package import Model, Resolved
 from weightpkg.store import Installed, Store
 
 _WEIGHTS = ("*.onnx", "*.onnx.data", "*.onnx_data", "*.safetensors")
@@ -32,6 +33,23 @@ def _needs(
         directory = store.model(record.conversion) if record.conversion else None
         if directory is not None:
             yield str(record), directory_need(directory, context)
+
+
+def needs_of(model: Model, store: Store, context: int | None = None) -> dict[str, Need]:
+    """Return what each variant of a model needs: known where it is installed, else estimated.
+
+    Raises:
+        StoreError: a record cannot be read.
+    """
+    all_of_it = [
+        Resolved(model=model, release=release, variant=variant)
+        for release in model.releases
+        for variant in release.variants
+    ]
+    estimates = {str(each): estimate(model, each.variant, context) for each in all_of_it}
+    known = {name: need for name, need in estimates.items() if need is not None}
+    installed = installed_needs(store, context)
+    return known | {str(each): installed[str(each)] for each in all_of_it if str(each) in installed}
 
 
 def directory_need(directory: Path, context: int | None = None) -> Need:

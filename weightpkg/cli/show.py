@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import click
 
 from weightpkg.cli.console import format_size, print_json
-from weightpkg.memory import estimate
+from weightpkg.footprint import needs_of
+from weightpkg.memory import Need
 from weightpkg.package import Model, Release, Variant
 from weightpkg.requirement import Requirement
 from weightpkg.resolve import resolve
@@ -17,16 +18,18 @@ from weightpkg.store import Installed
 
 @click.command("show")
 @click.argument("name")
+@click.option("--context", type=click.IntRange(1), help="Tokens for which memory is counted.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(name: str, as_json: bool) -> None:
+def command(name: str, context: int | None, as_json: bool) -> None:
     """Show what the index says of a model, and what of it is installed."""
     settings = Settings.from_environment()
     model = resolve(Requirement.parse(name), settings.index()).model
     records = [r for r in settings.store().installed() if r.name == model.normalized_name]
+    needs = needs_of(model, settings.store(), context)
     if as_json:
-        print_json(_as_json(model, records))
+        print_json(_as_json(model, records) | {"memory": _needs_json(needs)})
     else:
-        click.echo("\n".join(_lines(model, records)))
+        click.echo("\n".join([*_lines(model, records), *_need_lines(needs)]))
 
 
 def _lines(model: Model, records: list[Installed]) -> Iterator[str]:
@@ -49,13 +52,23 @@ def _lines(model: Model, records: list[Installed]) -> Iterator[str]:
             yield from _variant_lines(model, variant)
 
 
+def _need_lines(needs: Mapping[str, Need]) -> Iterator[str]:
+    if needs:
+        yield "memory, while it runs:"
+    for name, need in needs.items():
+        context = f" with {need.context:,} tokens" if need.context else ""
+        about = "" if need.basis == "installed" else "about "
+        yield f"  {name}: {about}{format_size(need.total)}{context}"
+
+
+def _needs_json(needs: Mapping[str, Need]) -> dict[str, object]:
+    return {name: need.as_json() for name, need in needs.items()}
+
+
 def _variant_lines(model: Model, variant: Variant) -> Iterator[str]:
     default = ", the default" if variant.name == model.default_variant else ""
     kind = " ".join(filter(None, (variant.format, variant.quantization)))
     yield f"  {model.name}-{variant.name}: {kind}, {format_size(variant.size)}{default}"
-    if need := estimate(model, variant):
-        context = f" with {need.context:,} tokens" if need.context else ""
-        yield f"    takes about {format_size(need.total)} of memory{context}"
     for file in variant.files:
         yield f"    {file.path}  {format_size(file.size)}  {file.sha256}"
         for parts in file.sources:
