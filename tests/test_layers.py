@@ -18,12 +18,13 @@ import weightpkg
 PACKAGE = Path(weightpkg.__file__).parent
 
 ORDER = [
-    "errors", "progress", "digest", "requirement", "tensor", "package", "document", "page",
+    "errors", "progress", "digest", "requirement", "tensor", "license_policy", "package", "document",
+    "machine", "shapes", "memory", "hardware", "survey", "diagnosis", "page",
     "formats", "formats.mapped", "formats.strangers", "formats.ggml_grids", "formats.ggml_blocks",
     "formats.ggml", "formats.gguf_header", "formats.gguf",
     "formats.checkpoint_files", "formats.json_text", "formats.safetensors_header", "formats.safetensors",
     "formats.checkpoint", "formats.onnx_file",
-    "files", "catalog", "index", "placing", "spans", "partial", "store", "adopt",
+    "files", "catalog", "index", "placing", "spans", "partial", "store", "adopt", "footprint",
     "sources", "sources.watchdog", "sources.transport", "sources.remote", "sources.wheel",
     "sources.pip_config", "sources.https", "sources.local", "sources.pypi", "sources.hf",
     "sources.openers",

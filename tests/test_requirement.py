@@ -97,3 +97,33 @@ def test_reads_sources(text: str) -> None:
 def test_refuses_what_is_no_source(text: str) -> None:
     with pytest.raises(ValueError):
         parse_source(text)
+
+
+names = st.from_regex(r"\A[A-Za-z0-9]([A-Za-z0-9._-]{0,12}[A-Za-z0-9])?\Z")
+versions = st.from_regex(
+    r"\A[0-9]{1,3}(\.[0-9]{1,3}){0,2}((a|b|rc)[0-9])?(\.post[0-9])?(\.dev[0-9])?\Z"
+)
+clauses = st.builds("{}{}".format, st.sampled_from(["==", "!=", "<", "<=", ">", ">=", "==="]), versions)  # fmt: skip
+
+
+@given(st.none() | names, names, st.lists(clauses, max_size=3), st.sampled_from(["", " ", "  "]))
+def test_the_normal_form_reads_as_the_same_requirement(
+    namespace: str | None, name: str, specifiers: list[str], space: str
+) -> None:
+    prefix = f"{namespace}/" if namespace else ""
+    found = Requirement.parse(f"{space}{prefix}{name}{space}{f',{space}'.join(specifiers)}{space}")
+    again = Requirement.parse(str(found))
+    assert again == found
+    assert hash(again) == hash(found)
+    assert str(again) == str(found)
+    assert found.name == normalize_name(name)
+    assert (found.namespace is None) == (namespace is None)
+    assert len(list(found.specifier)) <= len(specifiers)
+
+
+@given(names, st.sampled_from(["~=", "==", "!="]), st.from_regex(r"\A[0-9]{1,2}\.[0-9]{1,2}\Z"))
+def test_wildcards_and_compatible_releases_survive_too(name: str, sign: str, version: str) -> None:
+    end = "" if sign == "~=" else ".*"
+    found = Requirement.parse(f"{name}{sign}{version}{end}")
+    assert Requirement.parse(str(found)) == found
+    assert not found.is_pinned

@@ -52,7 +52,7 @@ def find_installed(name: str, settings: Settings, store: Store) -> Installed:
         return max(found, key=store.used)
     requirement = Requirement.parse(name)
     try:
-        resolved = resolve(requirement, settings.index())
+        resolved = resolve(requirement, settings.index(), settings.rules())
     except ModelNotFoundError:
         # what was installed by a reference has a name that no index knows
         for record in store.installed():
@@ -94,7 +94,8 @@ def ensure(
         return path(name, settings=settings)
     store = settings.store()
     with settings.sources(store) as sources:
-        resolved = resolve_any(name, settings.index(), sources.list_repository)
+        find = sources.list_repository
+        resolved = resolve_any(name, settings.index(), find, rules=settings.rules())
         progress.note(f"resolved {name} to {resolved}")
         fetcher = settings.fetcher(sources, store, progress)
         install(plan_install(resolved, store), store, fetcher)

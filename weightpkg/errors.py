@@ -109,6 +109,44 @@ class NoMatchingReleaseError(ResolutionError):
         self.available = tuple(available)
 
 
+class NamespaceNotFoundError(ResolutionError):
+    """No index owns the namespace that was asked for."""
+
+    def __init__(self, namespace: str, name: str, known: Sequence[str]) -> None:
+        have = f"there is {', '.join(f'`{other}`' for other in known)}; " if known else ""
+        super().__init__(
+            f"no index owns the namespace `{namespace}`",
+            hint=f"{have}the default index has no prefix: `{name}`",
+        )
+        self.namespace = namespace
+        self.known = tuple(known)
+
+
+class NothingFitsError(ResolutionError):
+    """Releases and variants match, and a rule forbids each of them; `reasons` has one a candidate."""
+
+    def __init__(self, requirement: str, reasons: Sequence[str]) -> None:
+        more = f"; and {len(reasons) - 1} more" if len(reasons) > 1 else ""
+        super().__init__(
+            f"nothing of `{requirement}` can be used: {reasons[0]}{more}",
+            hint=f"`weightpkg resolve {requirement} --explain` says what was considered",
+        )
+        self.requirement = requirement
+        self.reasons = tuple(reasons)
+
+
+class MachineError(ResolutionError):
+    """The description of a machine cannot be read."""
+
+    def __init__(self, text: str, reason: str) -> None:
+        super().__init__(
+            f"`{shown(text)}` does not describe a machine: {reason}",
+            hint="write `cpu,16GiB`, or give the file that `weightpkg doctor --json` wrote",
+        )
+        self.text = text
+        self.reason = reason
+
+
 class NotInstalledError(ResolutionError):
     """The model is known, but not on this machine."""
 

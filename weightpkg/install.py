@@ -21,12 +21,6 @@ from weightpkg.placing import place_files
 from weightpkg.progress import Progress
 from weightpkg.store import Installed, InstalledFile, Store, tree_digest
 
-_ARCHITECTURES = {
-    "gguf": convert.ARCHITECTURES.keys(),
-    "safetensors": convert.DECODERS.keys() | convert.ENCODERS.keys(),
-}
-"""Those that are converted, of formats that have some which are not."""
-
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -106,7 +100,7 @@ def _check_convertible(resolved: Resolved) -> None:
             f"the files of `{resolved.full_name}` are not one model in {variant.format} format",
             hint=hint,
         )
-    known = _ARCHITECTURES.get(variant.format)
+    known = convert.CONVERTIBLE.get(variant.format)
     if known is not None and resolved.model.architecture not in {*known, UNKNOWN}:
         raise UnsupportedArchitectureError(
             f"`{resolved.full_name}` has architecture `{resolved.model.architecture}`, "

@@ -39,7 +39,7 @@ from weightpkg.package import (
     parse_source,
 )
 from weightpkg.requirement import MAX_NAME, NormalizedName, Requirement, normalize_name
-from weightpkg.resolve import Models, resolve
+from weightpkg.resolve import Models, Rules, resolve
 from weightpkg.store import Installed
 
 if TYPE_CHECKING:
@@ -96,10 +96,19 @@ def resolve_any(
     index: Models,
     list_repository: ListRepository,
     *,
+    rules: Rules | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
 ) -> Resolved:
     """Find what is asked for, by a name of the index or by its source.
+
+    Args:
+        text: the name or the reference.
+        index: knows the names.
+        list_repository: lists a repository of the hub.
+        rules: what may be chosen where a name leaves a choice.
+        include: as in `resolve_reference`.
+        exclude: the same.
 
     Raises:
         ResolutionError: there is no such model.
@@ -111,7 +120,7 @@ def resolve_any(
     if include or exclude:
         reason = "`--include` and `--exclude` choose files of a whole hf: repository"
         raise RequirementError(text, reason)
-    return resolve(Requirement.parse(text), index)
+    return resolve(Requirement.parse(text), index, rules)
 
 
 def matching(text: str, records: Iterable[Installed]) -> list[Installed]:

@@ -44,10 +44,11 @@ def normalize_name(text: str) -> NormalizedName:
 class Requirement:
     """A model, perhaps with a variant at the end of its name, and the versions that will do.
 
-    Which part of `name` is the model and which the variant only an index can tell.
+    Which part of `name` is the model and which the variant only an index can tell. `str()` of it is
+    the normal form, which reads as an equal requirement.
     """
 
-    text: str
+    text: str = field(compare=False)
     name: NormalizedName
     namespace: NormalizedName | None = None
     specifier: SpecifierSet = field(default_factory=SpecifierSet)
@@ -75,3 +76,19 @@ class Requirement:
             raise RequirementError(text, f"`{spec}` is not a version specifier") from error
         folded = normalize_name(namespace) if namespace else None
         return cls(text.strip(), normalize_name(name), folded, specifier)
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether exactly one version is asked for.
+
+        >>> [Requirement.parse(f"a{spec}").is_pinned for spec in ("==1.0", "==1.*", ">=1,==1.0")]
+        [True, False, True]
+        """
+        return any(
+            part.operator == "===" or (part.operator == "==" and not part.version.endswith(".*"))
+            for part in self.specifier
+        )
+
+    def __str__(self) -> str:
+        prefix = f"{self.namespace}/" if self.namespace else ""
+        return f"{prefix}{self.name}{self.specifier}"

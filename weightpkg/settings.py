@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from weightpkg.adopt import Places
     from weightpkg.fetch import Fetcher
     from weightpkg.package import Source
+    from weightpkg.resolve import Rules
     from weightpkg.sources import Content
     from weightpkg.sources.hf import Listing
     from weightpkg.sources.openers import Openers
@@ -86,6 +87,13 @@ class Settings:
     def index(self, note: Callable[[str], None] = lambda _: None) -> Index:
         """The index; `note` is told what takes a while."""
         return Index(self.index_dir, cache=self.home / "cache", note=note)
+
+    def rules(self) -> Rules:
+        """What may be chosen here: what this machine has memory for."""
+        from weightpkg.resolve import Rules  # noqa: PLC0415  only who chooses needs them
+        from weightpkg.survey import this_machine  # noqa: PLC0415
+
+        return Rules(machine=this_machine())
 
     @contextmanager
     def sources(self, store: Store) -> Iterator[Sources]:

@@ -55,7 +55,11 @@ def command(
     progress = make_progress(quiet=quiet)
     with settings.sources(store) as sources:
         find = sources.list_repository
-        resolved = [resolve_any(n, index, find, include=include, exclude=exclude) for n in names]
+        rules = settings.rules()
+        resolved = [
+            resolve_any(n, index, find, rules=rules, include=include, exclude=exclude)
+            for n in names
+        ]
         plans = [plan_install(each, store, allow_conversion=not no_convert) for each in resolved]
         if as_json:
             print_json([_as_json(plan) for plan in plans])

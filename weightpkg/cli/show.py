@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import click
 
 from weightpkg.cli.console import format_size, print_json
+from weightpkg.footprint import needs_of
+from weightpkg.memory import Need
 from weightpkg.package import Model, Release, Variant
 from weightpkg.requirement import Requirement
 from weightpkg.resolve import resolve
@@ -16,8 +18,9 @@ from weightpkg.store import Installed
 
 @click.command("show")
 @click.argument("name")
+@click.option("--context", type=click.IntRange(1), help="Tokens for which memory is counted.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(name: str, as_json: bool) -> None:
+def command(name: str, context: int | None, as_json: bool) -> None:
     """Show what the index says of a model, and what of it is installed."""
     settings = Settings.from_environment()
     requirement = Requirement.parse(name)
@@ -25,10 +28,11 @@ def command(name: str, as_json: bool) -> None:
     for note in (*_alias_notes(requirement, model), *model.notes):
         click.echo(f"note: {note}", err=True)
     records = [r for r in settings.store().installed() if r.name == model.normalized_name]
+    needs = needs_of(model, settings.store(), context)
     if as_json:
-        print_json(_as_json(model, records))
+        print_json(_as_json(model, records) | {"memory": _needs_json(needs)})
     else:
-        click.echo("\n".join(_lines(model, records)))
+        click.echo("\n".join([*_lines(model, records), *_need_lines(needs)]))
 
 
 def _alias_notes(requirement: Requirement, model: Model) -> Iterator[str]:
@@ -55,6 +59,19 @@ def _lines(model: Model, records: list[Installed]) -> Iterator[str]:
         yield f"release {release.version} ({release.date}): {release.changes}{yank}"
         for variant in release.variants:
             yield from _variant_lines(model, variant)
+
+
+def _need_lines(needs: Mapping[str, Need]) -> Iterator[str]:
+    if needs:
+        yield "memory, while it runs:"
+    for name, need in needs.items():
+        context = f" with {need.context:,} tokens" if need.context else ""
+        about = "" if need.basis == "installed" else "about "
+        yield f"  {name}: {about}{format_size(need.total)}{context}"
+
+
+def _needs_json(needs: Mapping[str, Need]) -> dict[str, object]:
+    return {name: need.as_json() for name, need in needs.items()}
 
 
 def _variant_lines(model: Model, variant: Variant) -> Iterator[str]:

@@ -86,6 +86,12 @@ ENCODERS = {
 }
 """The same for `model_type` of a checkpoint's config.json."""
 
+CONVERTIBLE = {
+    "gguf": frozenset(ARCHITECTURES),
+    "safetensors": frozenset(DECODERS) | frozenset(ENCODERS),
+}
+"""The architectures that are converted, by format; of ONNX, all are kept as they are."""
+
 
 Quantization = Literal["q4", "q8"]
 

@@ -1,0 +1,150 @@
+"""`weightpkg resolve`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from weightpkg import convert
+from weightpkg.cli.console import format_size, print_json, print_table
+from weightpkg.footprint import installed_needs
+from weightpkg.license_policy import LicensePolicy
+from weightpkg.machine import Machine
+from weightpkg.memory import Need
+from weightpkg.reference import is_reference, resolve_reference
+from weightpkg.requirement import Requirement
+from weightpkg.resolve import Candidate, Exclusion, Explanation, Rules, consider, explain
+from weightpkg.settings import Settings
+from weightpkg.survey import this_machine
+
+
+@click.command("resolve")
+@click.argument("name")
+@click.option("--explain", "is_explained", is_flag=True, help="Print what was considered, and why.")
+@click.option(
+    "--for",
+    "machine",
+    metavar="MACHINE",
+    help="Choose for another machine: `cpu,16GiB`, or a file that `doctor --json` wrote.",
+)
+@click.option("--context", type=click.IntRange(1), help="Tokens for which there must be memory.")
+@click.option(
+    "--allow-license", "allowed", metavar="ID", multiple=True, help="Only these licences."
+)
+@click.option("--deny-license", "denied", metavar="ID", multiple=True, help="Not these licences.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: all of it.")
+def command(
+    name: str,
+    is_explained: bool,
+    machine: str | None,
+    context: int | None,
+    allowed: tuple[str, ...],
+    denied: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Say which variant of which release a name means here, without fetching anything.
+
+    Without a variant in NAME it is the model's default if that fits this machine's memory, else the
+    largest that does.
+    """
+    settings = Settings.from_environment()
+    rules = Rules(
+        machine=_machine(machine),
+        context=context,
+        licenses=LicensePolicy(allowed or None, denied),
+        convertible=convert.CONVERTIBLE,
+        needs=installed_needs(settings.store(), context),
+    )
+    explanation = _explain(name, rules, settings)
+    if as_json:
+        print_json(_as_json(explanation, rules))
+    elif is_explained:
+        _print_all(explanation, rules)
+    chosen = explanation.result()
+    if not as_json and not is_explained:
+        _print_chosen(explanation)
+        click.echo(f"{chosen.full_name}=={chosen.release.version}")
+
+
+def _machine(text: str | None) -> Machine:
+    if text is None:
+        return this_machine()
+    path = Path(text)
+    if path.is_file():
+        return Machine.from_json(path.read_bytes(), text)
+    return Machine.parse(text)
+
+
+def _explain(name: str, rules: Rules, settings: Settings) -> Explanation:
+    """Explain a name of the index, or what is found at a reference."""
+    index = settings.index()
+    if not is_reference(name):
+        return explain(Requirement.parse(name), index, rules)
+    with settings.sources(settings.store()) as sources:
+        resolved = resolve_reference(name, sources.list_repository)
+    return Explanation(
+        requirement=Requirement(name, resolved.model.normalized_name),
+        model=resolved.model,
+        wanted=resolved.variant.name,
+        candidates=(consider(resolved, rules),),
+    )
+
+
+def _print_chosen(explanation: Explanation) -> None:
+    assert explanation.chosen is not None  # noqa: S101  `result` has raised otherwise
+    for note in explanation.chosen.notes:
+        click.echo(f"note: {note.reason}", err=True)
+
+
+def _print_all(explanation: Explanation, rules: Rules) -> None:
+    if explanation.alias:
+        click.echo(f"`{explanation.alias}` is another name of `{explanation.model.name}`")
+    click.echo(f"for {rules.machine}; licence {explanation.model.license}")
+    rows = [
+        (
+            each.resolved.full_name,
+            str(each.resolved.release.version),
+            _size(each.need),
+            _verdict(each, is_chosen=each is explanation.chosen),
+        )
+        for each in explanation.candidates
+    ]
+    print_table([("NAME", "VERSION", "MEMORY", ""), *rows])
+
+
+def _verdict(candidate: Candidate, *, is_chosen: bool) -> str:
+    reasons = [exclusion.reason for exclusion in candidate.exclusions]
+    noted = [f"although {note.reason}" for note in candidate.notes]
+    first = ["chosen"] if is_chosen else [] if reasons else ["would do"]
+    return "; ".join(first + reasons + noted)
+
+
+def _size(need: Need | None) -> str:
+    return "unknown" if need is None else format_size(need.total)
+
+
+def _as_json(explanation: Explanation, rules: Rules) -> dict[str, object]:
+    return {
+        "schema": 1,
+        "requirement": explanation.requirement.text,
+        "alias": explanation.alias,
+        "model": explanation.model.name,
+        "license": explanation.model.license,
+        "machine": rules.machine.as_json() if rules.machine else None,
+        "candidates": [
+            {
+                "name": each.resolved.full_name,
+                "version": str(each.resolved.release.version),
+                "is-chosen": each is explanation.chosen,
+                "exclusions": [_reason_json(exclusion) for exclusion in each.exclusions],
+                "notes": [_reason_json(note) for note in each.notes],
+                "memory": each.need.as_json() if each.need else None,
+            }
+            for each in explanation.candidates
+        ],
+    }
+
+
+def _reason_json(exclusion: Exclusion) -> dict[str, str]:
+    return {"rule": exclusion.rule, "reason": exclusion.reason}
