@@ -14,7 +14,7 @@ edit by hand. `docs/projects.md` is the specification.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -114,6 +114,16 @@ class Lockfile:
             if package.key == key:
                 return package
         raise KeyError(key)
+
+    def only(self, groups: Iterable[str | None]) -> Lockfile:
+        """What some groups have of it; None is what belongs to no group."""
+        meant = set(groups)
+        models = tuple(model for model in self.models if model.group in meant)
+        used = {model.package for model in models}
+        packages = tuple(package for package in self.packages if package.key in used)
+        names = {package.index for package in packages}
+        indexes = tuple(index for index in self.indexes if index.name in names)
+        return Lockfile(models=models, packages=packages, indexes=indexes)
 
     def sorted(self) -> Lockfile:
         """The same in the order in which it is written."""

@@ -26,7 +26,7 @@ from weightpkg.lockfile import (
 )
 from weightpkg.locking import Locking, Offer, Upgrade, plan_lock
 from weightpkg.manifest import MANIFEST, PYPROJECT, Manifest, has_table, read_manifest
-from weightpkg.package import File, Release, Resolved
+from weightpkg.package import File, Model, Release, Resolved
 from weightpkg.reference import ListRepository, is_reference, resolve_reference
 from weightpkg.requirement import NormalizedName, Requirement
 from weightpkg.resolve import resolve
@@ -184,12 +184,23 @@ class Indexes:
             )
         return Offer(resolve(replace(requirement, namespace=None), self._indexes[name]), name)
 
-    def release_of(self, package: LockedPackage) -> Release | None:
-        """What the index says of a locked release today; None where it says nothing."""
+    def model_of(self, package: LockedPackage) -> Model | None:
+        """What the index says of a locked package's model today; None where it says nothing.
+
+        Raises:
+            DocumentError: the model's page is not valid.
+        """
         index = self._indexes.get(package.index) if package.index else None
-        if index is None or package.name not in index:
-            return None
-        releases = index.model(package.name).releases
+        return index.model(package.name) if index and package.name in index else None
+
+    def release_of(self, package: LockedPackage) -> Release | None:
+        """The same of its release.
+
+        Raises:
+            DocumentError: the model's page is not valid.
+        """
+        model = self.model_of(package)
+        releases = model.releases if model else ()
         return next((r for r in releases if r.version == package.version), None)
 
 
