@@ -141,6 +141,7 @@ def check_policy(package: LockedPackage, policy: LicensePolicy) -> None:
     Raises:
         LicenseError: so it is.
     """
+    reason: str | None
     if package.license == UNKNOWN:
         reason = "its licence is not known" if policy.allowed is not None else None
     else:
@@ -225,22 +226,27 @@ def _like(new: LockedPackage, requirement: str, old: Lockfile) -> LockedPackage 
 
 
 def _confirmed(was: LockedPackage, ask: Ask, notes: list[str]) -> LockedPackage:
-    """Return a locked package as its index describes it today, which must be the same bytes."""
+    """Return a locked package, once its index was seen to describe the same bytes today.
+
+    What else the index says by now, such as other sources, does not make it another lockfile.
+    """
     hint = f"`weightpkg lock --upgrade {was.name}` takes another release"
     try:
         offer = ask(was.key)
     except _GONE as error:
         reason = f"`{was}` is locked, and the index `{was.index}` has it no more"
         raise ProjectError(reason, hint=hint) from error
-    today = package_of(offer, notes)
+    today = package_of(offer)
     if changed := changed_facts(was, today):
         raise ProjectError(
             f"`{was}` is locked with other bytes than the index has today: {', '.join(changed)}",
             hint=f"a release must never change; {hint}",
         )
-    if reason := offer.resolved.release.yanked:
-        notes.append(f"{was} is locked, and was yanked: {reason}")
-    return with_facts(today, was)
+    if yanked := offer.resolved.release.yanked:
+        notes.append(f"{was} is locked, and was yanked: {yanked}")
+    if today.license != was.license:
+        notes.append(f"{was} is locked as {was.license}, and the index has {today.license} now")
+    return was
 
 
 def package_of(offer: Offer, notes: list[str] | None = None) -> LockedPackage:

@@ -111,15 +111,14 @@ def read_manifest(content: bytes, *, source: str) -> Manifest:
     table = parse_document(content, source=source)
     if source.endswith(PYPROJECT):
         table = table.table("tool").table("weightpkg")
-    models = table.table("models") if "models" in table else None
-    indexes = table.table("indexes") if "indexes" in table else None
-    table.strings("platforms"), table.strings("allow-licenses"), table.strings("deny")
+    has_models, has_indexes = (table.optional(key, dict) for key in ("models", "indexes"))
+    platforms, policy = _platforms(table), _policy(table)
     table.finish()
     manifest = Manifest(
-        wanted=_sorted(_read_models(models)) if models else (),
-        platforms=_platforms(table),
-        policy=_policy(table),
-        indexes=tuple(_read_indexes(indexes)) if indexes else (),
+        wanted=_sorted(_read_models(table.table("models"))) if has_models else (),
+        platforms=platforms,
+        policy=policy,
+        indexes=tuple(_read_indexes(table.table("indexes"))) if has_indexes else (),
     )
     _check_roles(manifest, table)
     return manifest
@@ -131,7 +130,7 @@ def has_table(content: bytes, *, source: str) -> bool:
     Raises:
         DocumentError: it cannot be read.
     """
-    if b"weightpkg" not in content:
+    if not re.search(rb"tool\s*\.\s*weightpkg", content):  # of others it is no matter what is wrong
         return False
     document = parse_document(content, source=source)
     return "tool" in document and "weightpkg" in document.table("tool")
@@ -153,12 +152,12 @@ def _check_platform(table: Table, key: str, name: str) -> None:
 
 
 def _policy(table: Table) -> LicensePolicy:
-    allowed = table.strings("allow-licenses") if "allow-licenses" in table else None
+    allowed = table.strings("allow-licenses")
     for key in ("allow-licenses", "deny"):
         for i, text in enumerate(table.strings(key)):
             if not re.match(r"[A-Za-z0-9][A-Za-z0-9.+-]*( WITH [A-Za-z0-9.-]+)?\Z", text):
                 raise table.error(f"{key}[{i}]", f"`{text}` is not the SPDX name of a licence")
-    return LicensePolicy(allowed, table.strings("deny"))
+    return LicensePolicy(allowed if "allow-licenses" in table else None, table.strings("deny"))
 
 
 def _read_indexes(table: Table) -> Iterator[tuple[NormalizedName, str]]:
@@ -202,10 +201,11 @@ def _read_entry(entry: Table) -> Iterator[Choice]:
             if key in entry:
                 raise entry.error(key, "is not for a model that is named by its source")
     specifier = _specifier(entry, version)
-    for platform in sorted(variants.keys()) if variants else ():
-        _check_platform(variants, platform, platform)  # type: ignore[arg-type]  it is there
-        own = cast("Table", variants).required(platform, str)
-        yield Choice(_requirement(entry, "variants", f"{name}-{own}{specifier}"), (platform,))
+    for platform in sorted(variants.keys() if variants else ()):
+        own = cast("Table", variants)
+        _check_platform(own, platform, platform)
+        text = f"{name}-{own.required(platform, str)}{specifier}"
+        yield Choice(_requirement(entry, "variants", text), (platform,))
     if variant or not variants:
         full = f"{name}-{variant}" if variant else name
         yield Choice(_requirement(entry, "name", f"{full}{specifier}"))

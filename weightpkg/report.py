@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-
-from packaging.version import Version
+from typing import TYPE_CHECKING
 
 from weightpkg.errors import DocumentError, ModelNotFoundError
 from weightpkg.lockfile import LockedModel, LockedPackage, Lockfile
@@ -13,6 +12,9 @@ from weightpkg.package import File, Model
 from weightpkg.project import Indexes
 from weightpkg.reference import is_reference
 from weightpkg.requirement import NormalizedName, Requirement
+
+if TYPE_CHECKING:
+    from packaging.version import Version
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +43,9 @@ def standings(lockfile: Lockfile, indexes: Indexes) -> Iterator[Standing]:
         latest = max(versions, default=None)
         remark = _remark(package, model, latest)
         if remark or wanted not in {None, package.version}:
-            texts = [str(version) if version else None for version in (wanted, latest)]
-            yield Standing(package.full_name, str(package.version), *texts, remark)
+            locked, newest = str(package.version), str(latest) if latest else None
+            fits = str(wanted) if wanted else None
+            yield Standing(package.full_name, locked, fits, newest, remark)
 
 
 def _with_variant(model: Model, package: LockedPackage) -> list[Version]:
@@ -161,11 +164,12 @@ def reasons(name: str, lockfile: Lockfile) -> list[tuple[LockedPackage, tuple[Lo
         name: of a role, a model, a variant or a file; or the beginning of a digest or key.
         lockfile: what is locked.
     """
+    own = [model for model in lockfile.models if model.role == name.lower()]
     return [
         (package, rows)
         for package in lockfile.packages
-        for rows in [tuple(m for m in lockfile.models if m.package == package.key)]
-        if _is_meant(name, package, rows)
+        for rows in [tuple(m for m in own or lockfile.models if m.package == package.key)]
+        if rows and _is_meant(name, package, rows)
     ]
 
 
@@ -185,3 +189,15 @@ def _is_meant(name: str, package: LockedPackage, rows: Iterable[LockedModel]) ->
         digests += [d.hex for d in (file.sha256, file.blake3) if d]
     is_digest = len(folded) >= 8 and any(d and d.startswith(folded) for d in digests)
     return name in names or folded in names or is_digest
+
+
+def is_meant(package: LockedPackage, name: str) -> bool:
+    """Whether a name, with or without variant and versions, or a reference means a package."""
+    if is_reference(name):
+        return package.reference == name
+    requirement = Requirement.parse(name)
+    prefix = f"{requirement.namespace}/" if requirement.namespace else ""
+    own = {package.full_name, package.full_name.removesuffix(f"-{package.variant}")}
+    return f"{prefix}{requirement.name}" in own and requirement.specifier.contains(
+        package.version, prereleases=True
+    )

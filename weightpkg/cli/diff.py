@@ -20,17 +20,14 @@ from weightpkg.settings import Settings
 @click.argument("new", required=False, type=click.Path(exists=True, dir_okay=False))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--exit-code", is_flag=True, help="Exit with 1 if anything changed.")
-@click.pass_obj
 @click.pass_context
-def command(
-    ctx: click.Context, quiet: bool, /, old: str, new: str | None, as_json: bool, exit_code: bool
-) -> None:
+def command(ctx: click.Context, old: str, new: str | None, as_json: bool, exit_code: bool) -> None:
     """Show what changed between two lockfiles: versions, licences, digests, and what releases say.
 
     NEW is the project's if it is not given; `-` as OLD is standard input:
     git show main:weights.lock | weightpkg diff -
     """
-    progress = make_progress(quiet=quiet)
+    progress = make_progress(quiet=ctx.obj)
     before = _read(old, progress.note)
     project = find_project(Path.cwd()) if new else require_project(Path.cwd())
     path = project.lockfile_path if project and not new else Path(str(new))
