@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -44,7 +45,7 @@ def command(ctx: click.Context, old: str, new: str | None, as_json: bool, exit_c
 
 def _read(path: str, warn: Callable[[str], None]) -> Lockfile:
     if path == "-":
-        content = click.get_binary_stream("stdin").read()
+        content = sys.stdin.buffer.read()
         return read_lockfile(content, source="standard input", warn=warn)
     return load_lockfile(Path(path), warn)
 
