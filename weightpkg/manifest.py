@@ -310,7 +310,7 @@ def add_role(
     if group:
         own = _key_like(models, group)
         if own not in models:
-            models.add(own, _new_table())
+            models.add(own, _new_group(models))
         place = cast("Container", models[own])
     place[_key_like(place, role)] = requirement
     others = [one for one in before.wanted if one.role != wanted.role]
@@ -359,10 +359,11 @@ def _models_of(text: str, source: str) -> tuple[TOMLDocument, Container]:
     return document, cast("Container", table["models"])
 
 
-def _new_table() -> Any:
+def _new_group(models: Container) -> Any:
     import tomlkit  # noqa: PLC0415  only edits need it
 
-    return tomlkit.table()
+    is_inline = isinstance(models, tomlkit.items.InlineTable)
+    return tomlkit.inline_table() if is_inline else tomlkit.table()
 
 
 def _key_like(table: Container, name: str) -> str:

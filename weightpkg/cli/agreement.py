@@ -32,10 +32,14 @@ def agree(wanted: Iterable[tuple[Resolved, Path]], store: Store, accept: Iterabl
 
 
 def _ask(terms: Terms) -> bool:
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if not _is_terminal():
         check_accepted([terms])
     click.echo(f"{', '.join(terms.models)}: {terms.license}\n\n{terms.text}", err=True)
     return click.confirm(f"do you accept {terms.license}?", err=True)
+
+
+def _is_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def _user() -> str:
