@@ -93,13 +93,15 @@ def test_what_is_written_is_what_is_read(lockfile: Lockfile) -> None:
     assert dump_lockfile(read(content)) == content
 
 
-@given(lockfiles(), st.randoms())
-def test_the_order_in_which_it_was_made_does_not_matter(lockfile: Lockfile, random: object) -> None:
-    rows = [list(lockfile.models), list(lockfile.packages), list(lockfile.indexes)]
-    for row in rows:
-        random.shuffle(row)  # type: ignore[attr-defined]
-    models, packages, indexes = (tuple(row) for row in rows)
-    other = Lockfile(models=models, packages=packages, indexes=indexes)  # type: ignore[arg-type]
+@given(lockfiles(), st.data())
+def test_the_order_in_which_it_was_made_does_not_matter(
+    lockfile: Lockfile, data: st.DataObject
+) -> None:
+    other = Lockfile(
+        models=tuple(data.draw(st.permutations(lockfile.models))),
+        packages=tuple(data.draw(st.permutations(lockfile.packages))),
+        indexes=tuple(data.draw(st.permutations(lockfile.indexes))),
+    )
     assert sorted(dump_lockfile(other)) == sorted(dump_lockfile(lockfile))
 
 

@@ -12,7 +12,6 @@ import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from io import FileIO
@@ -161,6 +160,8 @@ def _read_ahead(stream: FileIO) -> Iterator[memoryview]:
     A mapping of the file would save the copy, and end the process where a disk cannot be read.
     """
     here, there = (memoryview(bytearray(_BUFFER_SIZE)) for _ in range(2))
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415  slow to import
+
     with ThreadPoolExecutor(1) as reader:
         size = stream.readinto(here)
         while size:
@@ -188,6 +189,8 @@ def sound_chunks(
     """
     rest = deque(chunks.items())
     n_workers = min(len(chunks), os.cpu_count() or 1)
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415  slow to import
+
     with ThreadPoolExecutor(max(1, n_workers)) as pool:
         found = [pool.submit(_sound_chunks, path, rest, advance) for _ in range(n_workers)]
         return {i for each in found for i in each.result()}

@@ -11,15 +11,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from weightpkg import convert
 from weightpkg.digest import Digest
 from weightpkg.errors import StoreError, UnsupportedArchitectureError, UnsupportedFormatError
-from weightpkg.fetch import Fetcher
 from weightpkg.package import UNKNOWN, File, Resolved, Variant
 from weightpkg.placing import place_files
 from weightpkg.progress import Progress
 from weightpkg.store import Installed, InstalledFile, Store, tree_digest
+
+if TYPE_CHECKING:
+    from weightpkg.fetch import Fetcher
 
 _ARCHITECTURES = {
     "gguf": convert.ARCHITECTURES.keys(),

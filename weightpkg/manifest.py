@@ -172,8 +172,7 @@ def _read_indexes(table: Table) -> Iterator[tuple[NormalizedName, str]]:
 
 def _read_models(table: Table) -> Iterator[Wanted]:
     for key in table.keys():  # noqa: SIM118
-        value = table.optional(key, object)
-        if isinstance(value, dict) and not set(value) & set(_ENTRY_KEYS):
+        if table.is_table(key) and not set(table.table(key).keys()) & set(_ENTRY_KEYS):
             group = table.table(key)
             for role in group.keys():  # noqa: SIM118
                 yield _read_role(group, role, _name_of(table, key))
@@ -185,7 +184,7 @@ def _read_role(table: Table, key: str, group: NormalizedName | None) -> Wanted:
     if key in _ENTRY_KEYS:
         raise table.error(key, "describes a model, and cannot be what a role is called")
     role = _name_of(table, key)
-    if isinstance(table.optional(key, object), dict):
+    if table.is_table(key):
         return Wanted(role, group, tuple(_read_entry(table.table(key))))
     return Wanted(role, group, (Choice(_requirement(table, key, table.required(key, str))),))
 

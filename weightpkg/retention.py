@@ -23,7 +23,6 @@ from weightpkg import files
 from weightpkg.digest import Digest
 from weightpkg.document import parse_document
 from weightpkg.errors import DocumentError, StoreError
-from weightpkg.partial import journal_path
 from weightpkg.store import Installed, Store, disk_usage, placed_sources
 
 GRACE_S = 60 * 60
@@ -145,6 +144,8 @@ def _remove(store: Store, doomed: Doomed) -> int:
     if doomed.kind == "source" and doomed.record:
         store.record(doomed.record)
         return 0
+    from weightpkg.partial import journal_path  # noqa: PLC0415  slow to import
+
     freed = store.remove(doomed.path)
     beside = {
         "blob": store.chunks_path(Digest("sha256", doomed.name)) if doomed.kind == "blob" else None,

@@ -12,12 +12,15 @@ import json
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from weightpkg import files
 from weightpkg.errors import StoreError
 from weightpkg.progress import Progress
 from weightpkg.store import Installed, Store
-from weightpkg.verify import Problem, verify
+
+if TYPE_CHECKING:
+    from weightpkg.verify import Problem
 
 
 def check(store: Store, record: Installed, progress: Progress) -> list[Problem]:
@@ -28,6 +31,8 @@ def check(store: Store, record: Installed, progress: Progress) -> list[Problem]:
     """
     if is_sealed(store, record):
         return []
+    from weightpkg.verify import verify  # noqa: PLC0415  what is sealed does not need it
+
     before = _state(store, record)
     problems = verify(store, progress, [record])
     if not problems:

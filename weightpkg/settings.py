@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 
 import platformdirs
 
-from weightpkg.adopt import Places
-from weightpkg.fetch import DEFAULT_JOBS, Fetcher
 from weightpkg.index import Index
 from weightpkg.progress import Progress
 from weightpkg.store import Store
 
 if TYPE_CHECKING:
+    from weightpkg.adopt import Places
+    from weightpkg.fetch import Fetcher
     from weightpkg.package import Source
     from weightpkg.sources import Content
     from weightpkg.sources.hf import Listing
@@ -108,7 +108,7 @@ class Settings:
         store: Store,
         progress: Progress,
         *,
-        jobs: int = DEFAULT_JOBS,
+        jobs: int | None = None,
         timeout_s: float | None = None,
         find_links: Sequence[Path] = (),
     ) -> Fetcher:
@@ -118,21 +118,25 @@ class Settings:
             sources: opens sources.
             store: where blobs go.
             progress: told of every step.
-            jobs: how many connections a file may take.
+            jobs: how many connections a file may take; if None, as many as usual.
             timeout_s: how long a file may take; see `Fetcher`.
             find_links: directories to look in before anything is downloaded.
         """
+        from weightpkg.fetch import DEFAULT_JOBS, Fetcher  # noqa: PLC0415  only downloads need it
+
         return Fetcher(
             sources,
             store,
             progress,
-            jobs=jobs,
+            jobs=jobs or DEFAULT_JOBS,
             timeout_s=timeout_s,
             places=self.places(find_links),
         )
 
     def places(self, find_links: Sequence[Path] = ()) -> Places:
         """Where files of this machine are looked for."""
+        from weightpkg.adopt import Places  # noqa: PLC0415  only downloads need it
+
         more = (
             Path(text) for text in self.environ.get("WEIGHTPKG_FIND_LINKS", "").split(os.pathsep)
         )

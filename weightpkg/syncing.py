@@ -7,16 +7,17 @@ touched and is bad is repaired from any source, and refused if that cannot be.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from weightpkg import convert, retention, seals
 from weightpkg.digest import Digest
 from weightpkg.errors import DocumentError, IntegrityError, ProjectError, WeightpkgError
-from weightpkg.fetch import Fetcher
 from weightpkg.install import Plan, install, plan_install
 from weightpkg.lockfile import LockedPackage, Lockfile
 from weightpkg.locking import check_policy, check_roots, drift, is_for, this_platform
@@ -26,7 +27,10 @@ from weightpkg.project import Indexes, Project, known_facts, lock
 from weightpkg.requirement import NormalizedName
 from weightpkg.settings import Settings
 from weightpkg.store import Installed, Store
-from weightpkg.verify import Problem
+
+if TYPE_CHECKING:
+    from weightpkg.fetch import Fetcher
+    from weightpkg.verify import Problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,26 +173,26 @@ def sync(
         ConvertError: a file cannot be converted.
     """
     store = settings.store()
-    done: list[Installed] = []
     with ExitStack() as stack:
-        fetchers: dict[Path, Fetcher] = {}
-        for step in steps:
-            if step.directory not in fetchers:
-                own = replace(settings, index_dir=step.directory)
-                sources = stack.enter_context(own.sources(store))
-                fetcher = own.fetcher(sources, store, progress, find_links=find_links)
-                fetchers[step.directory] = fetcher
-            done.append(_sync_one(step, store, fetchers[step.directory]))
-    return done
+
+        @cache
+        def fetcher(directory: Path) -> Fetcher:
+            own = replace(settings, index_dir=directory)
+            sources = stack.enter_context(own.sources(store))
+            return own.fetcher(sources, store, progress, find_links=find_links)
+
+        return [_sync_one(step, store, progress, fetcher) for step in steps]
 
 
-def _sync_one(step: Step, store: Store, fetcher: Fetcher) -> Installed:
+def _sync_one(
+    step: Step, store: Store, progress: Progress, fetcher: Callable[[Path], Fetcher]
+) -> Installed:
     record = step.record
     if record is None or not step.plan.is_done:
-        record = install(step.plan, store, fetcher)
-        fetcher.progress.note(f"installed {step.package}")
-    if problems := seals.check(store, record, fetcher.progress):
-        _repair(step, record, problems, store, fetcher)
+        record = install(step.plan, store, fetcher(step.directory))
+        progress.note(f"installed {step.package}")
+    if problems := seals.check(store, record, progress):
+        _repair(step, record, problems, store, fetcher(step.directory))
     check_tree(step.package, record)
     return record
 
