@@ -39,7 +39,7 @@ ORDER = [
     "seals", "locking", "project", "report", "syncing",
     "run", "run.template_worker", "run.template", "run.session", "run.sampling", "run.generate",
     "run.model",
-    "api", "", "cli.console", "cli.chat", "cli.agreement", "cli.editing", "cli",
+    "api", "", "cli.console", "cli.chat", "cli.agreement", "cli.editing", "cli.names", "cli",
 ]  # fmt: skip
 
 # what a part of the package must not import, beside what stands below it

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.shell_completion import BashComplete
 from click.testing import CliRunner, Result
 
 from weightpkg.cli import cli
@@ -405,3 +406,15 @@ def test_a_file_that_no_index_names_is_locked_by_its_digest(
     path.write_bytes(path.read_bytes() + b"!")
     weightpkg("uninstall", str(path))
     assert "installed" in weightpkg("sync", "--frozen").stderr  # the blob is kept by the lockfile
+
+
+def test_a_shell_is_offered_what_is_locked(weightpkg: Command, project: Path) -> None:
+    def offered(words: list[str], start: str) -> list[str]:
+        complete = BashComplete(cli, {}, "weightpkg", "_WEIGHTPKG_COMPLETE")
+        return [item.value for item in complete.get_completions(words, start)]
+
+    assert offered(["remove"], "") == []
+    weightpkg("add", "tiny", "--role", "chat")
+    assert offered(["remove"], "") == ["chat", "tiny-q4"]
+    assert offered(["lock", "--upgrade"], "ti") == ["tiny-q4"]
+    assert offered(["why"], "c") == ["chat"]

@@ -35,7 +35,7 @@ UNSIGNED = "unsigned"
 """The root of an index that has no signatures."""
 
 _HEADER = "# Written by `weightpkg lock`; change weights.toml and run that, and not this file.\n"
-_AGAIN = "`weightpkg lock` writes it anew; `git checkout` brings an old one back"
+_AGAIN = "bring back one that was not edited; or remove it, and `weightpkg lock` writes it anew"
 Finish = Callable[[Table], None]
 
 

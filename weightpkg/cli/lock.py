@@ -8,6 +8,7 @@ import click
 
 from weightpkg.cli.console import make_progress
 from weightpkg.cli.editing import write
+from weightpkg.cli.names import LockedName
 from weightpkg.errors import ProjectError
 from weightpkg.locking import Upgrade
 from weightpkg.project import known_facts, lock, require_project
@@ -16,7 +17,7 @@ from weightpkg.settings import Settings
 
 
 @click.command("lock")
-@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.argument("names", nargs=-1, metavar="[NAME]...", type=LockedName())
 @click.option("--upgrade", is_flag=True, help="Take the newest releases: of NAME, or of all.")
 @click.option("--check", is_flag=True, help="Write nothing; fail if it would be another file.")
 @click.option("--dry-run", is_flag=True, help="Print what would change, and write nothing.")

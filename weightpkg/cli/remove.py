@@ -9,13 +9,14 @@ import click
 from weightpkg import files
 from weightpkg.cli.console import make_progress
 from weightpkg.cli.editing import save
+from weightpkg.cli.names import LockedName
 from weightpkg.manifest import remove_role
 from weightpkg.project import require_project
 from weightpkg.settings import Settings
 
 
 @click.command("remove")
-@click.argument("roles", nargs=-1, required=True, metavar="ROLE...")
+@click.argument("roles", nargs=-1, required=True, metavar="ROLE...", type=LockedName())
 @click.option("--dry-run", is_flag=True, help="Print what would change, and write nothing.")
 @click.pass_obj
 def command(quiet: bool, /, roles: tuple[str, ...], dry_run: bool) -> None:

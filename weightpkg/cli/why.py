@@ -7,13 +7,14 @@ from pathlib import Path
 import click
 
 from weightpkg.cli.console import make_progress, print_json
+from weightpkg.cli.names import LockedName
 from weightpkg.errors import ProjectError
 from weightpkg.project import require_project
 from weightpkg.report import reasons
 
 
 @click.command("why")
-@click.argument("name")
+@click.argument("name", type=LockedName())
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def command(quiet: bool, /, name: str, as_json: bool) -> None:
