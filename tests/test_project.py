@@ -418,3 +418,44 @@ def test_a_shell_is_offered_what_is_locked(weightpkg: Command, project: Path) ->
     assert offered(["remove"], "") == ["chat", "tiny-q4"]
     assert offered(["lock", "--upgrade"], "ti") == ["tiny-q4"]
     assert offered(["why"], "c") == ["chat"]
+
+
+def test_an_empty_project_is_one(weightpkg: Command, project: Path) -> None:
+    assert "wrote weights.toml" in weightpkg("init").stderr
+    weightpkg("lock")
+    weightpkg("lock", "--check")
+    assert json.loads(weightpkg("sync", "--frozen", "--json").stdout) == []
+    assert weightpkg("tree").stdout == ""
+    weightpkg("add", "tiny")
+    weightpkg("remove", "tiny")
+    assert "[[" not in (project / "weights.lock").read_text()
+
+
+def test_what_cannot_be_added_leaves_nothing_behind(weightpkg: Command, project: Path) -> None:
+    for words in (["add", "nonesuch"], ["add", "tiny==7"], ["add", "tiny", "--role", "a b"]):
+        assert weightpkg(*words, fails=True).exception is not None
+        assert list(project.iterdir()) == []
+    assert "is not in a project" in refused(weightpkg("sync", fails=True)).message
+    weightpkg("add", "tiny")
+    before = files_of(project)
+    assert "did you mean `tiny`?" in (refused(weightpkg("remove", "tinny", fails=True)).hint or "")
+    assert "nothing called `x`" in refused(weightpkg("lock", "--upgrade", "x", fails=True)).message
+    assert "is called `x`" in refused(weightpkg("why", "x", fails=True)).message
+    weightpkg("add", "tiny-q8", "--dry-run")
+    assert files_of(project) == before
+
+
+def test_two_versions_of_a_model_are_two_packages(
+    weightpkg: Command, project: Path, settings: Settings
+) -> None:
+    new_release(settings, "1.1")
+    weightpkg("add", "tiny==1.0", "--role", "old")
+    weightpkg("add", "tiny", "--role", "new")
+    assert (project / "weights.lock").read_text().count("[[packages]]") == 1  # as it will do
+    weightpkg("lock", "--upgrade", "new")
+    weightpkg("lock", "--check")
+    assert weightpkg("tree").stdout.count("tiny-q4 1.") == 2
+    weightpkg("sync", "--frozen")
+    assert len(settings.store().installed()) == 2
+    weightpkg("remove", "old")
+    assert [row["locked"] for row in json.loads(weightpkg("outdated", "--json").stdout)] == []

@@ -27,7 +27,7 @@ from weightpkg.licences import check_accepted, terms_for
 from weightpkg.lockfile import LockedPackage
 from weightpkg.locking import check_policy, select, this_platform
 from weightpkg.progress import Progress, Silence
-from weightpkg.project import Indexes, Project, find_project
+from weightpkg.project import Indexes, Project, current_project
 from weightpkg.reference import is_reference, resolve_any
 from weightpkg.report import is_meant
 from weightpkg.requirement import Requirement, is_name, normalize_name
@@ -56,7 +56,7 @@ def path(name: str, *, settings: Settings | None = None) -> Path:
     """
     settings = settings or Settings.from_environment()
     store = settings.store()
-    project = find_project(Path.cwd())
+    project = current_project()
     if project is not None:
         return _directory(store, locked_record(name, project, settings, Silence()))
     return _directory(store, find_installed(name, settings, store))
@@ -118,7 +118,7 @@ def ensure(
 
 
 def _ensure(name: str, settings: Settings, store: Store, progress: Progress) -> Installed:
-    project = find_project(Path.cwd())
+    project = current_project()
     if project is not None:
         return ensure_locked(name, project, settings, progress)
     with suppress(NotInstalledError):
@@ -223,7 +223,7 @@ def load(
     """
     settings = settings or Settings.from_environment()
     progress = progress or Silence()
-    store, project = settings.store(), find_project(Path.cwd())
+    store, project = settings.store(), current_project()
     with ExitStack() as stack:
         if allow_install:
             installed = _ensure(name, settings, store, progress)

@@ -218,7 +218,7 @@ def _pick(
 
 def _like(new: LockedPackage, requirement: str, old: Lockfile) -> LockedPackage | None:
     """A locked package of the same model and variant that a requirement will have, too."""
-    for package in old.packages:
+    for package in reversed(old.packages):  # the newest first
         same = (package.index, package.name, package.variant) == (new.index, new.name, new.variant)
         if same and satisfies(package, requirement):
             return package
@@ -284,20 +284,6 @@ def package_of(offer: Offer, notes: list[str] | None = None) -> LockedPackage:
         converter=convert.CONVERTER_VERSION if conversion else None,
         files=resolved.variant.files,
     )
-
-
-def changes(old: Lockfile, new: Lockfile) -> Iterator[str]:
-    """Yield a line for each package that comes, goes, or becomes another version."""
-    before = {(p.index, p.name, p.variant): p for p in old.packages}
-    after = {(p.index, p.name, p.variant): p for p in new.packages}
-    for key in sorted(before.keys() | after.keys(), key=lambda k: (k[1], k[2], k[0] or "")):
-        was, now = before.get(key), after.get(key)
-        if was is None and now is not None:
-            yield f"added {now} ({now.license})"
-        elif now is None and was is not None:
-            yield f"removed {was}"
-        elif was and now and was.version != now.version:
-            yield f"changed {was} to {now.version}"
 
 
 def drift(manifest: Manifest, lockfile: Lockfile) -> list[str]:

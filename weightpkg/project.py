@@ -129,6 +129,19 @@ def find_project(start: Path) -> Project | None:
     return None
 
 
+def current_project() -> Project | None:
+    """Return the project that this process is in; a directory that is gone is in none.
+
+    Raises:
+        DocumentError: a pyproject.toml on the way cannot be read.
+    """
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:
+        return None
+    return find_project(here)
+
+
 def require_project(start: Path) -> Project:
     """Return the project that a directory is in.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from weightpkg.errors import DocumentError, ModelNotFoundError
@@ -76,9 +76,10 @@ def _remark(package: LockedPackage, model: Model | None, latest: Version | None)
 class Change:
     """What became of a package from one lockfile to another.
 
-    kind: added, removed, changed (another release), or rebuilt (the same release, other digests).
+    kind: added, removed, changed (another release), or updated (the same one, something else in it).
     details: what is different, a line each.
     notes: what its releases say that changed.
+    license: of what was added.
     """
 
     kind: str
@@ -87,6 +88,7 @@ class Change:
     new: str | None
     details: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    license: str | None = None
 
 
 def compare(old: Lockfile, new: Lockfile, indexes: Indexes | None = None) -> list[Change]:
@@ -97,22 +99,45 @@ def compare(old: Lockfile, new: Lockfile, indexes: Indexes | None = None) -> lis
         new: the other.
         indexes: asked what the releases between two versions say that changed.
     """
-    before = {(p.name, p.variant, p.index or ""): p for p in old.packages}
-    after = {(p.name, p.variant, p.index or ""): p for p in new.packages}
+    before, after = _by_name(old, new), _by_name(new, old)
     found: list[Change] = []
     for key in sorted(before.keys() | after.keys()):
         was, now = before.get(key), after.get(key)
         if was is None and now is not None:
             details = (f"licence {now.license}", *_roles(now, new))
-            found.append(Change("added", now.full_name, None, str(now.version), details))
+            added = Change("added", now.full_name, None, str(now.version), details)
+            found.append(replace(added, license=now.license))
         elif now is None and was is not None:
             found.append(Change("removed", was.full_name, str(was.version), None))
         elif was and now and (details := tuple(_details(was, now, old, new))):
-            kind = "changed" if was.version != now.version else "same release"
+            kind = "changed" if was.version != now.version else "updated"
             notes = tuple(_notes(was, now, indexes)) if indexes else ()
             versions = str(was.version), str(now.version)
             found.append(Change(kind, now.full_name, *versions, details, notes))
     return found
+
+
+def _by_name(lockfile: Lockfile, other: Lockfile) -> dict[tuple[str, ...], LockedPackage]:
+    """Packages by what stays the same when one is upgraded.
+
+    Where a lockfile has several versions of something, each counts by itself.
+    """
+    own = [(p.name, p.variant, p.index or "", p.reference or "") for p in lockfile.packages]
+    others = [(p.name, p.variant, p.index or "", p.reference or "") for p in other.packages]
+    return {
+        (*key, str(package.version)) if max(own.count(key), others.count(key)) > 1 else key: package
+        for key, package in zip(own, lockfile.packages, strict=True)
+    }
+
+
+def summary(changes: Iterable[Change]) -> Iterator[str]:
+    """Yield a line for each package that comes, goes, or becomes another one."""
+    for change in changes:
+        if change.kind == "changed":
+            yield f"changed {change.name} {change.old} to {change.new}"
+        else:
+            licence = f" ({change.license})" if change.license else ""
+            yield f"{change.kind} {change.name} {change.new or change.old}{licence}"
 
 
 def _roles(package: LockedPackage, lockfile: Lockfile) -> list[str]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from weightpkg.lockfile import Lockfile, dump_lockfile
-from weightpkg.locking import changes
 from weightpkg.manifest import read_manifest
 from weightpkg.progress import Progress
 from weightpkg.project import Project, known_facts, lock
+from weightpkg.report import compare, summary
 from weightpkg.settings import Settings
 
 
@@ -29,7 +29,7 @@ def write(project: Project, new: Lockfile, progress: Progress, *, dry_run: bool)
     path = project.lockfile_path
     is_changed = not path.exists() or path.read_bytes() != dump_lockfile(new)
     old = project.old_lockfile(lambda _: None)
-    for line in changes(old, new):
+    for line in summary(compare(old, new)):
         progress.note(line)
     if not dry_run:
         project.write_lockfile(new)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import click
 from click.shell_completion import CompletionItem
+from click.types import StringParamType
 
 from weightpkg.errors import WeightpkgError
 
+if TYPE_CHECKING:
+    import click
 
-class LockedName(click.ParamType):
+
+class LockedName(StringParamType):
     """A name that the project's lockfile has."""
-
-    name = "name"
 
     def shell_complete(
         self,
