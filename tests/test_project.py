@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from click.shell_completion import BashComplete
 from click.testing import CliRunner, Result
 
 from weightpkg.cli import cli
-from weightpkg.errors import WeightpkgError
+from weightpkg.errors import StoreError, WeightpkgError
 from weightpkg.locking import this_platform
 from weightpkg.retention import Policy, plan_collection
 from weightpkg.settings import Settings
@@ -459,3 +460,18 @@ def test_two_versions_of_a_model_are_two_packages(
     assert len(settings.store().installed()) == 2
     weightpkg("remove", "old")
     assert [row["locked"] for row in json.loads(weightpkg("outdated", "--json").stdout)] == []
+
+
+def test_a_store_that_cannot_be_written_is_synced_where_all_is_there(
+    weightpkg: Command, project: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked(weightpkg)
+    shutil.rmtree(settings.home / "projects")
+    shutil.rmtree(settings.home / "sealed")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise StoreError("`store`: Read-only file system")
+
+    monkeypatch.setattr("weightpkg.store.Store.write", refuse)
+    monkeypatch.setattr("weightpkg.seals._write", refuse)
+    assert "does not know of the project" in weightpkg("sync", "--frozen").stderr

@@ -2,7 +2,8 @@
 
 To hash a model each time that it is loaded would cost a second for each 4.5 GB. So whoever has
 hashed one writes down what the system knows of its files: inode, size, and times of the last change,
-which no program of an ordinary user can set back. As long as nothing of it is different, nobody has
+the last of which no program of an ordinary user can set back (Windows keeps no such time; there, a
+writer that means to deceive can). As long as nothing of it is different, nobody has
 written to them. Bits that a disk turns by itself are found by `weightpkg verify`.
 """
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from weightpkg import convert, retention, seals
 from weightpkg.digest import Digest
-from weightpkg.errors import DocumentError, IntegrityError, ProjectError, WeightpkgError
+from weightpkg.errors import DocumentError, IntegrityError, ProjectError, StoreError, WeightpkgError
 from weightpkg.install import Plan, install, plan_install
 from weightpkg.lockfile import LockedPackage, Lockfile
 from weightpkg.locking import check_policy, check_roots, drift, is_for, this_platform
@@ -322,7 +322,12 @@ def finish(
             retention.uninstall(store, gone)
         notes += [f"uninstalled {record}" for record in gone]
         had -= {store.record_path(r).relative_to(store.root).as_posix() for r in gone}
-    retention.register_project(store, path, had | now)
+    try:
+        retention.register_project(store, path, had | now)
+    except StoreError as error:  # a store for many, which others fill, need not be written
+        notes.append(
+            f"a `weightpkg gc` of this store does not know of the project: {error.message}"
+        )
     return notes
 
 
