@@ -198,3 +198,12 @@ def test_the_nearest_platform_counts(here: str, package: str) -> None:
     chosen = select(lock(wanted), here, [None])
     assert [one.full_name for one in chosen.values()] == [package]
     assert is_for((), here)
+
+
+def test_a_licence_that_was_corrected_is_another_lockfile() -> None:
+    wanted = manifest("ant")
+    before = lock(wanted)
+    other = Shelf({name: replace(model, license="Apache-2.0") for name, model in ALL.items()})
+    plan = plan_lock(wanted, before, asking(other), ROOTS, Upgrade())
+    assert [package.license for package in plan.lockfile.packages] == ["Apache-2.0"]
+    assert plan.notes == ["ant-q4 2.1 is locked as MIT, and the index has Apache-2.0 now"]

@@ -247,3 +247,15 @@ def test_a_source_that_fails_leaves_the_project_as_it_was(
     with pytest.raises(WeightpkgError):
         synced(project, settings)
     assert project.lockfile_path.read_bytes() == before
+
+
+def test_a_conversion_that_is_not_of_the_files_is_refused(
+    project: Project, settings: Settings
+) -> None:
+    lockfile = project.lockfile(print)
+    (package,) = lockfile.packages
+    other = replace(package, conversion="0" * 64)
+    project.write_lockfile(replace(lockfile, packages=(other,)))
+    with pytest.raises(ProjectError, match="is not of its files"):
+        synced(project, settings)
+    assert settings.store().installed() == []

@@ -228,7 +228,8 @@ def _like(new: LockedPackage, requirement: str, old: Lockfile) -> LockedPackage 
 def _confirmed(was: LockedPackage, ask: Ask, notes: list[str]) -> LockedPackage:
     """Return a locked package, once its index was seen to describe the same bytes today.
 
-    What else the index says by now, such as other sources, does not make it another lockfile.
+    Its licence is what the index says by now. What else that says, such as other sources, does not
+    make it another lockfile.
     """
     hint = f"`weightpkg lock --upgrade {was.name}` takes another release"
     try:
@@ -246,6 +247,7 @@ def _confirmed(was: LockedPackage, ask: Ask, notes: list[str]) -> LockedPackage:
         notes.append(f"{was} is locked, and was yanked: {yanked}")
     if today.license != was.license:
         notes.append(f"{was} is locked as {was.license}, and the index has {today.license} now")
+        return replace(was, license=today.license, license_url=today.license_url)
     return was
 
 

@@ -65,6 +65,7 @@ def plan_sync(packages: Iterable[LockedPackage], indexes: Indexes, store: Store)
 
 def _step(package: LockedPackage, indexes: Indexes, store: Store) -> Step:
     resolved = resolved_of(package)
+    check_conversion(package)
     plan = plan_install(resolved, store, allow_conversion=package.conversion is not None)
     record = find_record(package, store)
     if record is not None and record.conversion != plan.conversion:
@@ -75,6 +76,22 @@ def _step(package: LockedPackage, indexes: Indexes, store: Store) -> Step:
         missing = tuple(files[file.path] for file in plan.missing)
         plan = replace(plan, resolved=resolved, missing=missing)
     return Step(package, plan, record, indexes.directory(package.index))
+
+
+def check_conversion(package: LockedPackage) -> None:
+    """Refuse a conversion's key that this version's converter would not give the package's files.
+
+    Raises:
+        ProjectError: so it is.
+    """
+    if package.conversion is None or not is_same_converter(package):
+        return
+    digests = {file.path.text: file.sha256 for file in package.files if file.sha256}
+    if convert.conversion_key(digests) != package.conversion:
+        raise ProjectError(
+            f"the lockfile's conversion of `{package}` is not of its files",
+            hint=f"`weightpkg lock --upgrade {package.name}` writes it anew",
+        )
 
 
 def find_record(package: LockedPackage, store: Store) -> Installed | None:
