@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 import time
@@ -13,6 +15,7 @@ import pytest
 from click.shell_completion import BashComplete
 from click.testing import CliRunner, Result
 
+from weightpkg import files
 from weightpkg.cli import cli
 from weightpkg.errors import StoreError, WeightpkgError
 from weightpkg.locking import this_platform
@@ -475,3 +478,20 @@ def test_a_store_that_cannot_be_written_is_synced_where_all_is_there(
     monkeypatch.setattr("weightpkg.store.Store.write", refuse)
     monkeypatch.setattr("weightpkg.seals._write", refuse)
     assert "does not know of the project" in weightpkg("sync", "--frozen").stderr
+
+
+def test_a_disk_that_fails_leaves_a_project_as_it_was(
+    weightpkg: Command, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weightpkg("add", "tiny")
+    before = files_of(project)
+    for call in ("create", "write", "fsync", "rename"):
+        with monkeypatch.context() as patch:
+            patch.setattr(files.disk, call, _fail)
+            assert "space" in refused(weightpkg("add", "tiny-q8", fails=True)).message
+        assert files_of(project) == before
+    weightpkg("add", "tiny-q8")
+
+
+def _fail(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

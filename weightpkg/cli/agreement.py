@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import getpass
 import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from weightpkg.licences import Terms, check_accepted, settle, terms_for
 from weightpkg.package import Resolved
 from weightpkg.store import Store
+
+if TYPE_CHECKING:
+    from weightpkg.licences import Terms
 
 
 def agree(wanted: Iterable[tuple[Resolved, Path]], store: Store, accept: Iterable[str]) -> None:
@@ -26,12 +28,18 @@ def agree(wanted: Iterable[tuple[Resolved, Path]], store: Store, accept: Iterabl
     Raises:
         LicenseError: one was not.
     """
-    terms = terms_for(wanted, store)
-    if terms:
+    wanted = list(wanted)
+    if not wanted:
+        return
+    from weightpkg.licences import settle, terms_for
+
+    if terms := terms_for(wanted, store):
         settle(terms, store, accept=accept, ask=_ask, who=_user(), when=datetime.now(UTC))
 
 
 def _ask(terms: Terms) -> bool:
+    from weightpkg.licences import check_accepted
+
     if not _is_terminal():
         check_accepted([terms])
     click.echo(f"{', '.join(terms.models)}: {terms.license}\n\n{terms.text}", err=True)
@@ -43,6 +51,8 @@ def _is_terminal() -> bool:
 
 
 def _user() -> str:
+    import getpass
+
     try:
         return getpass.getuser()
     except (OSError, KeyError, ImportError):  # a container's user need not have a name
