@@ -118,7 +118,7 @@ class Settings:
             sources: opens sources.
             store: where blobs go.
             progress: told of every step.
-            jobs: how many connections a file may take; if None, as many as usual.
+            jobs: how many connections a file may take; see `Fetcher`.
             timeout_s: how long a file may take; see `Fetcher`.
             find_links: directories to look in before anything is downloaded.
         """
