@@ -495,3 +495,21 @@ def test_a_disk_that_fails_leaves_a_project_as_it_was(
 
 def _fail(*_: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_an_index_with_another_root_is_refused(
+    weightpkg: Command, project: Path, settings: Settings
+) -> None:
+    locked(weightpkg)
+    (settings.index_dir / "metadata").mkdir()
+    (settings.index_dir / "metadata" / "1.root.json").write_text("{}")
+    before = files_of(project)
+    for words in (["lock"], ["sync"], ["sync", "--frozen"], ["add", "tiny-q8"]):
+        error = refused(weightpkg(*words, fails=True))
+        assert "the index `default` has the root sha256:44136fa3" in error.message
+        assert "lock --upgrade" in (error.hint or "")
+    assert files_of(project) == before
+    weightpkg("lock", "--upgrade")
+    weightpkg("sync", "--frozen")
+    (settings.index_dir / "metadata" / "1.root.json").unlink()
+    assert "has the root unsigned" in refused(weightpkg("lock", "--check", fails=True)).message
