@@ -1,5 +1,8 @@
 """What a program needs: have a model here, find it, load it.
 
+In a project, which is looked for from the current directory upwards, a name is that of a role or of
+a package in its lockfile, and nothing else is loaded; elsewhere it is whatever an index has.
+
 `import weightpkg` gives these without importing any of it before it is used.
 """
 
@@ -10,14 +13,28 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from weightpkg.errors import ConvertError, ModelNotFoundError, NotInstalledError, StoreError
+from weightpkg import seals
+from weightpkg.errors import (
+    ConvertError,
+    IntegrityError,
+    ModelNotFoundError,
+    NotInstalledError,
+    ProjectError,
+    StoreError,
+)
 from weightpkg.install import install, plan_install
+from weightpkg.licences import check_accepted, terms_for
+from weightpkg.lockfile import LockedPackage
+from weightpkg.locking import check_policy, select, this_platform
 from weightpkg.progress import Progress, Silence
+from weightpkg.project import Indexes, Project, current_project
 from weightpkg.reference import is_reference, resolve_any
-from weightpkg.requirement import Requirement
+from weightpkg.report import is_meant
+from weightpkg.requirement import Requirement, is_name, normalize_name
 from weightpkg.resolve import resolve
 from weightpkg.settings import Settings
 from weightpkg.store import Installed, Store
+from weightpkg.syncing import check_tree, find_record, plan_sync, sync
 
 if TYPE_CHECKING:
     from weightpkg.run.model import Model
@@ -27,15 +44,21 @@ def path(name: str, *, settings: Settings | None = None) -> Path:
     """Return the directory of an installed model, for any program that reads ONNX.
 
     Args:
-        name: a requirement, such as `smollm2-135m-q4`, or a direct reference.
+        name: a role or a package of the project; elsewhere a requirement, such as
+            `smollm2-135m-q4`, or a direct reference.
         settings: where things are, if not where the environment says.
 
     Raises:
         ResolutionError: there is no such model, or it is not installed.
         ConvertError: it was installed as files, without a conversion.
+        ProjectError: the project has not locked it.
+        IntegrityError: it is not what the project has locked.
     """
     settings = settings or Settings.from_environment()
     store = settings.store()
+    project = current_project()
+    if project is not None:
+        return _directory(store, locked_record(name, project, settings, Silence()))
     return _directory(store, find_installed(name, settings, store))
 
 
@@ -90,16 +113,92 @@ def ensure(
     """
     settings = settings or Settings.from_environment()
     progress = progress or Silence()
-    with suppress(NotInstalledError, ConvertError):
-        return path(name, settings=settings)
     store = settings.store()
+    return _directory(store, _ensure(name, settings, store, progress))
+
+
+def _ensure(name: str, settings: Settings, store: Store, progress: Progress) -> Installed:
+    project = current_project()
+    if project is not None:
+        return ensure_locked(name, project, settings, progress)
+    with suppress(NotInstalledError):
+        installed = find_installed(name, settings, store)
+        if installed.conversion and store.model(installed.conversion):
+            return installed
     with settings.sources(store) as sources:
         find = sources.list_repository
         resolved = resolve_any(name, settings.index(), find, rules=settings.rules())
         progress.note(f"resolved {name} to {resolved}")
-        fetcher = settings.fetcher(sources, store, progress)
-        install(plan_install(resolved, store), store, fetcher)
-    return path(name, settings=settings)
+        plan = plan_install(resolved, store)
+        if plan.missing:
+            check_accepted(terms_for([(resolved, settings.index_dir)], store))
+        return install(plan, store, settings.fetcher(sources, store, progress))
+
+
+def locked_package(name: str, project: Project, progress: Progress) -> LockedPackage:
+    """Return what a project has locked for a role, or under a package's name.
+
+    Raises:
+        ProjectError: nothing, or not for this platform, or the lockfile does not fit the manifest.
+        DocumentError: one of the project's files is not valid.
+    """
+    lockfile = project.lockfile(progress.note)
+    roles = select(lockfile, this_platform(), [None, *project.manifest.groups])
+    if is_name(name) and (package := roles.get(normalize_name(name))):
+        wants = {w.role: [c.requirement for c in w.choices] for w in project.manifest.wanted}
+        rows = [model for model in lockfile.models if model.role == normalize_name(name)]
+        if all(row.requirement in wants.get(row.role, []) for row in rows):
+            return package
+        raise ProjectError(
+            f"`{project.lockfile_path}` does not have `{name}` as the manifest wants it",
+            hint="weightpkg lock; weightpkg sync",
+        )
+    for package in roles.values():
+        if is_meant(package, name):
+            return package
+    known = ", ".join(f"`{role}`" for role in roles) or "nothing"
+    raise ProjectError(
+        f"`{name}` is not locked in `{project.root}`, which has {known}",
+        hint=f"`weightpkg add {name}` locks it; outside of a project any name can be loaded",
+    )
+
+
+def locked_record(name: str, project: Project, settings: Settings, progress: Progress) -> Installed:
+    """Return the record of what a project has locked, once it was seen that it is that.
+
+    Raises:
+        ProjectError: it is not locked.
+        NotInstalledError: it is not installed.
+        IntegrityError: it was damaged, or was converted to something else.
+    """
+    package, store = locked_package(name, project, progress), settings.store()
+    record = find_record(package, store)
+    if record is None or (record.conversion and store.model(record.conversion) is None):
+        raise NotInstalledError(package.full_name)
+    check_tree(package, record)
+    if problems := seals.check(store, record, progress):
+        raise IntegrityError(
+            f"`{name}` is not as it was installed: {problems[0]}", hint="weightpkg sync --frozen"
+        )
+    return record
+
+
+def ensure_locked(name: str, project: Project, settings: Settings, progress: Progress) -> Installed:
+    """The same, and install it if it is not there; nothing of the project is changed.
+
+    Raises:
+        WeightpkgError: as `weightpkg sync --frozen` says it.
+    """
+    with suppress(NotInstalledError):
+        return locked_record(name, project, settings, progress)
+    package, store = locked_package(name, project, progress), settings.store()
+    check_policy(package, project.manifest.policy)
+    indexes = Indexes(project.root, project.manifest, settings)
+    steps = plan_sync([package], indexes, store)
+    missing = [(step.plan.resolved, step.directory) for step in steps if step.plan.missing]
+    check_accepted(terms_for(missing, store))
+    (record,) = sync(steps, settings, progress)
+    return record
 
 
 def load(
@@ -113,7 +212,8 @@ def load(
     """Load a model, ready to answer; it is not collected while it is loaded.
 
     Args:
-        name: a requirement, such as `smollm2-135m-q4`, or a direct reference.
+        name: a role or a package of the project; elsewhere a requirement, such as
+            `smollm2-135m-q4`, or a direct reference.
         allow_install: install it if it is not there.
         threads: how many to compute with; 0 is one for each physical core.
         settings: where things are, if not where the environment says.
@@ -123,11 +223,15 @@ def load(
         WeightpkgError: it cannot be found, installed or loaded.
     """
     settings = settings or Settings.from_environment()
-    if allow_install:
-        ensure(name, settings=settings, progress=progress)
-    store = settings.store()
+    progress = progress or Silence()
+    store, project = settings.store(), current_project()
     with ExitStack() as stack:
-        installed = find_installed(name, settings, store)
+        if allow_install:
+            installed = _ensure(name, settings, store, progress)
+        elif project is not None:
+            installed = locked_record(name, project, settings, progress)
+        else:
+            installed = find_installed(name, settings, store)
         directory = _directory(store, installed)
         with suppress(StoreError):  # whoever cannot write to a store cannot collect it either
             stack.enter_context(store.lease(directory.name))

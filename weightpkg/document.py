@@ -62,6 +62,10 @@ class Table:
         """The table's keys, in the document's order."""
         return list(self._values)
 
+    def is_table(self, key: str) -> bool:
+        """Whether there is a table at `key`; it is not read by this."""
+        return isinstance(self._values.get(key), dict)
+
     def optional(self, key: str, kind: type[T]) -> T | None:
         """The value, None where there is none; `DocumentError` where it has another type."""
         self._read.add(key)

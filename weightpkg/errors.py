@@ -262,3 +262,17 @@ class RunError(WeightpkgError):
 
 class TemplateError(RunError):
     """A chat template is broken, refuses the messages, or takes too long."""
+
+
+class ProjectError(WeightpkgError):
+    """A project's files do not fit: no manifest, no lockfile, or one that is out of date."""
+
+    exit_code = 10
+    kind = "a project has no lockfile, or one that does not fit its manifest, its index or its use"
+
+
+class LicenseError(WeightpkgError):
+    """A licence was not accepted, or the project's policy does not allow it."""
+
+    exit_code = 11
+    kind = "a licence was not accepted, or is not allowed"

@@ -11,15 +11,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from weightpkg import convert
 from weightpkg.digest import Digest
 from weightpkg.errors import StoreError, UnsupportedArchitectureError, UnsupportedFormatError
-from weightpkg.fetch import Fetcher
 from weightpkg.package import UNKNOWN, File, Resolved, Variant
 from weightpkg.placing import place_files
 from weightpkg.progress import Progress
 from weightpkg.store import Installed, InstalledFile, Store, tree_digest
+
+if TYPE_CHECKING:
+    from weightpkg.fetch import Fetcher
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,7 @@ def plan_install(resolved: Resolved, store: Store, *, allow_conversion: bool = T
     missing = tuple(f for f in files if f.sha256 is None or store.blob(f.sha256) is None)
     if not allow_conversion:
         return Plan(resolved, missing, None, converts=False, is_converted=False)
-    _check_convertible(resolved)
+    check_convertible(resolved)
     digests = {file.path.text: file.sha256 for file in files if file.sha256}
     if len(digests) < len(files):
         return Plan(resolved, missing, None, converts=True, is_converted=False)
@@ -86,8 +89,13 @@ def _recorded(resolved: Resolved, store: Store, key: str) -> tuple[InstalledFile
     return record.files if record is not None and record.conversion == key else ()
 
 
-def _check_convertible(resolved: Resolved) -> None:
-    """Refuse before the download what could only be refused after it."""
+def check_convertible(resolved: Resolved) -> None:
+    """Refuse before the download what could only be refused after it.
+
+    Raises:
+        UnsupportedFormatError: its files are of a format that is not converted.
+        UnsupportedArchitectureError: its architecture is not converted.
+    """
     hint = "`--no-convert` fetches, verifies and keeps the files as they are"
     variant = resolved.variant
     if variant.format not in convert.FORMATS:

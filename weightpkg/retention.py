@@ -23,7 +23,6 @@ from weightpkg import files
 from weightpkg.digest import Digest
 from weightpkg.document import parse_document
 from weightpkg.errors import DocumentError, StoreError
-from weightpkg.partial import journal_path
 from weightpkg.store import Installed, Store, disk_usage, placed_sources
 
 GRACE_S = 60 * 60
@@ -145,6 +144,8 @@ def _remove(store: Store, doomed: Doomed) -> int:
     if doomed.kind == "source" and doomed.record:
         store.record(doomed.record)
         return 0
+    from weightpkg.partial import journal_path  # noqa: PLC0415  slow to import
+
     freed = store.remove(doomed.path)
     beside = {
         "blob": store.chunks_path(Digest("sha256", doomed.name)) if doomed.kind == "blob" else None,
@@ -324,16 +325,43 @@ def live_leases(store: Store) -> Iterator[str]:
                     yield from path.read_text(encoding="ascii", errors="replace").split()
 
 
-def register_project(store: Store, lockfile: Path) -> None:
+def register_project(store: Store, lockfile: Path, models: Iterable[str] = ()) -> None:
     """Keep whatever a project's lockfile names, as long as that file is there.
+
+    Args:
+        store: the store.
+        lockfile: the project's.
+        models: the records of what the project installed, relative to the store.
 
     Raises:
         StoreError: the store cannot be written.
     """
-    name = blake3(str(lockfile.absolute()).encode()).hexdigest()
-    document = {"schema": 1, "lockfile": str(lockfile.absolute())}
+    path = _project_path(store, lockfile)
+    document = {"schema": 1, "lockfile": str(lockfile.absolute()), "models": sorted(models)}
+    content = tomli_w.dumps(document).encode()
+    with files.mapped(path):
+        if path.exists() and path.read_bytes() == content:
+            return
     with store.use():
-        store.write(store.root / "projects" / f"{name}.toml", tomli_w.dumps(document).encode())
+        store.write(path, content)
+
+
+def project_models(store: Store, lockfile: Path) -> set[str]:
+    """Return the records that a registered project installed, those that are gone included."""
+    path = _project_path(store, lockfile)
+    if not path.exists():
+        return set()
+    with files.mapped(path):
+        content = path.read_bytes()
+    try:
+        return set(parse_document(content, source=str(path)).strings("models"))
+    except DocumentError as error:
+        raise StoreError(error.message, hint=f"remove `{path}`") from error
+
+
+def _project_path(store: Store, lockfile: Path) -> Path:
+    name = blake3(str(lockfile.absolute()).encode()).hexdigest()
+    return store.root / "projects" / f"{name}.toml"
 
 
 def projects(store: Store) -> dict[Path, frozenset[str]]:

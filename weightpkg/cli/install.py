@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from weightpkg.cli.agreement import agree
 from weightpkg.cli.console import format_size, make_progress, print_json
 from weightpkg.fetch import DEFAULT_JOBS
 from weightpkg.install import Plan, install, plan_install
@@ -25,6 +26,9 @@ from weightpkg.settings import Settings
     type=click.Path(exists=True, path_type=Path),
     help="Look here for files before they are downloaded.",
 )
+@click.option(
+    "--accept-license", multiple=True, metavar="ID", help="Agree to a licence beforehand."
+)
 @click.option("--jobs", type=click.IntRange(1, 64), default=DEFAULT_JOBS, show_default=True)
 @click.option("--timeout", type=click.FloatRange(0.1), help="Seconds that a file may take in all.")
 @click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing.")
@@ -38,6 +42,7 @@ def command(
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     find_links: tuple[Path, ...],
+    accept_license: tuple[str, ...],
     jobs: int,
     timeout: float | None,
     dry_run: bool,
@@ -65,6 +70,9 @@ def command(
             print_json([_as_json(plan) for plan in plans])
         for plan in plans:
             progress.note(_describe(plan))
+        if not dry_run:
+            new = [(plan.resolved, settings.index_dir) for plan in plans if plan.missing]
+            agree(new, store, accept_license)
         fetcher = settings.fetcher(
             sources, store, progress, jobs=jobs, timeout_s=timeout, find_links=find_links
         )

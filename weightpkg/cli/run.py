@@ -55,7 +55,7 @@ def command(
 ) -> None:
     """Run a model: answer PROMPT, or chat.
 
-    NAME is installed if it is not. Without a PROMPT, standard input is the prompt, or, on a
+    NAME is installed if it is not; in a project, it is a role or a package of weights.lock. Without a PROMPT, standard input is the prompt, or, on a
     terminal, a chat begins: Ctrl-C stops an answer, /exit ends it.
     """
     is_chat = prompt is None and sys.stdin.isatty()

@@ -1,0 +1,59 @@
+"""Licences before a download: shown, asked about on a terminal, and recorded."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from weightpkg.package import Resolved
+from weightpkg.store import Store
+
+if TYPE_CHECKING:
+    from weightpkg.licences import Terms
+
+
+def agree(wanted: Iterable[tuple[Resolved, Path]], store: Store, accept: Iterable[str]) -> None:
+    """Have the licences accepted of models that are about to be downloaded.
+
+    Args:
+        wanted: the models, each with the directory of its index.
+        store: where it is recorded.
+        accept: licences that were accepted on the command line.
+
+    Raises:
+        LicenseError: one was not.
+    """
+    wanted = list(wanted)
+    if not wanted:
+        return
+    from weightpkg.licences import settle, terms_for
+
+    if terms := terms_for(wanted, store):
+        settle(terms, store, accept=accept, ask=_ask, who=_user(), when=datetime.now(UTC))
+
+
+def _ask(terms: Terms) -> bool:
+    from weightpkg.licences import check_accepted
+
+    if not _is_terminal():
+        check_accepted([terms])
+    click.echo(f"{', '.join(terms.models)}: {terms.license}\n\n{terms.text}", err=True)
+    return click.confirm(f"do you accept {terms.license}?", err=True)
+
+
+def _is_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def _user() -> str:
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # a container's user need not have a name
+        return "unknown"

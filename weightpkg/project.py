@@ -1,0 +1,312 @@
+"""A project on disk: where its files are, its indexes, and its lockfile read and written.
+
+A project is the nearest directory upwards that has a `weights.toml`, or a `pyproject.toml` with
+`[tool.weightpkg]`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from weightpkg import files
+from weightpkg.errors import ProjectError, ResolutionError
+from weightpkg.index import Index
+from weightpkg.lockfile import (
+    DEFAULT_INDEX,
+    LOCKFILE,
+    UNSIGNED,
+    LockedPackage,
+    Lockfile,
+    dump_lockfile,
+    read_lockfile,
+)
+from weightpkg.locking import Locking, Offer, Upgrade, plan_lock
+from weightpkg.manifest import MANIFEST, PYPROJECT, Manifest, has_table, read_manifest
+from weightpkg.package import File, Model, Release, Resolved
+from weightpkg.reference import ListRepository, is_reference, resolve_reference
+from weightpkg.requirement import NormalizedName, Requirement
+from weightpkg.resolve import resolve
+from weightpkg.settings import Settings
+from weightpkg.store import Store, tree_digest
+
+_DEFAULT = NormalizedName(DEFAULT_INDEX)
+
+
+@dataclass(frozen=True)
+class Project:
+    """A project, by the path of its manifest."""
+
+    manifest_path: Path
+
+    @property
+    def root(self) -> Path:
+        """Its directory."""
+        return self.manifest_path.parent
+
+    @property
+    def lockfile_path(self) -> Path:
+        """Where its lockfile is, or would be."""
+        return self.root / LOCKFILE
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """What it wants; read once.
+
+        Raises:
+            DocumentError: the manifest is not valid.
+            StoreError: it cannot be read.
+        """
+        with files.mapped(self.manifest_path):
+            content = self.manifest_path.read_bytes()
+        return read_manifest(content, source=self.manifest_path.name)
+
+    def lockfile(self, warn: Callable[[str], None]) -> Lockfile:
+        """What it uses.
+
+        Raises:
+            ProjectError: nothing is locked.
+            DocumentError: the lockfile is not valid.
+        """
+        if not self.lockfile_path.exists():
+            raise ProjectError(
+                f"`{self.root}` has no {LOCKFILE}", hint="`weightpkg lock` writes it"
+            )
+        return load_lockfile(self.lockfile_path, warn)
+
+    def old_lockfile(self, warn: Callable[[str], None]) -> Lockfile:
+        """What it uses, or an empty lockfile where nothing is locked.
+
+        Raises:
+            DocumentError: the lockfile is not valid.
+        """
+        return self.lockfile(warn) if self.lockfile_path.exists() else Lockfile()
+
+    def write(self, path: Path, content: bytes) -> bool:
+        """Write one of its files, all or nothing; return whether it was another one before."""
+        with files.mapped(path):
+            if path.exists() and path.read_bytes() == content:
+                return False
+        files.write_file(path, content, temporary=path.parent)
+        return True
+
+    def write_lockfile(self, lockfile: Lockfile) -> bool:
+        """Write the lockfile; return whether it was another one before."""
+        return self.write(self.lockfile_path, dump_lockfile(lockfile))
+
+
+def load_lockfile(path: Path, warn: Callable[[str], None]) -> Lockfile:
+    """Read a lockfile.
+
+    Raises:
+        DocumentError: it is not valid.
+        StoreError: it cannot be read.
+    """
+    with files.mapped(path):
+        content = path.read_bytes()
+    return read_lockfile(content, source=path.name, warn=warn)
+
+
+def find_project(start: Path) -> Project | None:
+    """Return the project that a directory is in, None where it is in none.
+
+    Raises:
+        DocumentError: a pyproject.toml on the way cannot be read.
+    """
+    start = start.absolute()
+    for directory in (start, *start.parents):
+        if (path := directory / MANIFEST).is_file():
+            return Project(path)
+        path = directory / PYPROJECT
+        if path.is_file():
+            with files.mapped(path):
+                content = path.read_bytes()
+            if has_table(content, source=str(path)):
+                return Project(path)
+    return None
+
+
+def current_project() -> Project | None:
+    """Return the project that this process is in; a directory that is gone is in none.
+
+    Raises:
+        DocumentError: a pyproject.toml on the way cannot be read.
+    """
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:
+        return None
+    return find_project(here)
+
+
+def require_project(start: Path) -> Project:
+    """Return the project that a directory is in.
+
+    Raises:
+        ProjectError: it is in none.
+    """
+    project = find_project(start)
+    if project is None:
+        raise ProjectError(
+            f"`{start}` is not in a project",
+            hint=f"`weightpkg init` makes a {MANIFEST}, `weightpkg add NAME` does so too",
+        )
+    return project
+
+
+class Indexes:
+    """The default index, and those of the namespaces that a project names."""
+
+    def __init__(self, root: Path, manifest: Manifest, settings: Settings) -> None:
+        """Find out where they are, some of them relative to a project's root; nothing is read."""
+        self._indexes = {_DEFAULT: settings.index()}
+        for name, location in manifest.indexes:
+            if name == _DEFAULT:
+                raise ProjectError(
+                    f"`{DEFAULT_INDEX}` is the index without a prefix",
+                    hint="WEIGHTPKG_INDEX says where that one is; give this one another name",
+                )
+            directory = Path(location.removeprefix("file://").removeprefix("file:")).expanduser()
+            self._indexes[name] = Index(root / directory)
+
+    def directory(self, name: NormalizedName | None) -> Path:
+        """Where an index is; the default one's place for none."""
+        return self._indexes[name or _DEFAULT].directory
+
+    def roots(self) -> dict[NormalizedName, str]:
+        """The root of each index."""
+        return {name: root_of(index.directory) for name, index in self._indexes.items()}
+
+    def ask(self, text: str) -> Offer:
+        """Resolve a requirement with the index of its namespace.
+
+        Raises:
+            ResolutionError: it is not to be had, or no index has the namespace.
+        """
+        requirement = Requirement.parse(text)
+        name = requirement.namespace or _DEFAULT
+        if name not in self._indexes:
+            known = ", ".join(f"`{other}`" for other in self._indexes if other != _DEFAULT)
+            raise ResolutionError(
+                f"no index owns the namespace `{name}`",
+                hint=f"the project has {known or 'no index beside the default one'}; "
+                "`[indexes]` of its manifest names them",
+            )
+        return Offer(resolve(replace(requirement, namespace=None), self._indexes[name]), name)
+
+    def model_of(self, package: LockedPackage) -> Model | None:
+        """What the index says of a locked package's model today; None where it says nothing.
+
+        Raises:
+            DocumentError: the model's page is not valid.
+        """
+        index = self._indexes.get(package.index) if package.index else None
+        return index.model(package.name) if index and package.name in index else None
+
+    def release_of(self, package: LockedPackage) -> Release | None:
+        """The same of its release.
+
+        Raises:
+            DocumentError: the model's page is not valid.
+        """
+        model = self.model_of(package)
+        releases = model.releases if model else ()
+        return next((r for r in releases if r.version == package.version), None)
+
+
+def root_of(directory: Path) -> str:
+    """Return what names the root of an index's trust: its first root metadata, if it is signed."""
+    path = directory / "metadata" / "1.root.json"
+    if not path.is_file():
+        return UNSIGNED
+    with files.mapped(path):
+        return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+
+
+def make_ask(
+    indexes: Indexes, store: Store, list_repository: ListRepository
+) -> Callable[[str], Offer]:
+    """Make what resolves anything that a manifest can want.
+
+    What a source does not say of its files is looked up in the store, where it may be installed.
+    """
+
+    def ask(text: str) -> Offer:
+        if not is_reference(text):
+            return indexes.ask(text)
+        resolved = resolve_reference(text, list_repository)
+        return Offer(_with_digests(resolved, store), None)
+
+    return ask
+
+
+def _with_digests(resolved: Resolved, store: Store) -> Resolved:
+    variant = resolved.variant
+    if all(file.sha256 for file in variant.files):
+        return resolved
+    found = [record for record in store.installed() if record.reference == resolved.reference]
+    known = {file.path: file for file in found[-1].files} if found else {}
+    own = (
+        replace(file, sha256=was.sha256, size=was.size, blake3=was.blake3)
+        if file.sha256 is None and (was := known.get(file.path.text))
+        else file
+        for file in variant.files
+    )
+    return replace(resolved, variant=replace(variant, files=tuple(own)))
+
+
+def lock(
+    project: Project,
+    settings: Settings,
+    warn: Callable[[str], None],
+    *,
+    manifest: Manifest | None = None,
+    upgrade: Upgrade | None = None,
+) -> Locking:
+    """Decide what a project's lockfile shall say; nothing is written.
+
+    Args:
+        project: the project.
+        settings: where the default index and the store are.
+        warn: told of a lockfile of a newer minor version.
+        manifest: what is wanted, if not what the project's manifest says.
+        upgrade: what may move.
+
+    Raises:
+        WeightpkgError: as `plan_lock` and `Project.old_lockfile` say it.
+    """
+    wanted = manifest or project.manifest
+    indexes, store = Indexes(project.root, wanted, settings), settings.store()
+    old = project.old_lockfile(warn)
+    with settings.sources(store) as sources:
+        ask = make_ask(indexes, store, sources.list_repository)
+        return plan_lock(wanted, old, ask, indexes.roots(), upgrade or Upgrade())
+
+
+def known_facts(lockfile: Lockfile, store: Store) -> Lockfile:
+    """Return a lockfile with what the store knows and it does not: BLAKE3, sizes, trees.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+    packages = tuple(_known_facts(package, store) for package in lockfile.packages)
+    return replace(lockfile, packages=packages)
+
+
+def _known_facts(package: LockedPackage, store: Store) -> LockedPackage:
+    tree = package.tree
+    if package.conversion and tree is None and (directory := store.model(package.conversion)):
+        tree = tree_digest(directory)
+    return replace(package, tree=tree, files=tuple(_known(f, store) for f in package.files))
+
+
+def _known(file: File, store: Store) -> File:
+    if (file.blake3 and file.size is not None) or file.sha256 is None:
+        return file
+    known = store.known(file.sha256) if store.blob(file.sha256) else None
+    if known is None:
+        return file
+    return replace(file, blake3=file.blake3 or known.blake3, size=known.size)
