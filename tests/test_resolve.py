@@ -147,6 +147,16 @@ def test_the_default_is_chosen_where_it_fits_else_the_largest_that_does(
     assert found("m", Shelf(small), rules) == f"m-{answer} 1"
 
 
+def test_a_variant_fits_to_the_byte() -> None:
+    one = model("m", release("1", variant("q4", 4 * 10**9, q="Q4_0")))
+    need = estimate(one, one.releases[0].variants[0])
+    assert need is not None
+    enough = next(size for size in range(int(need.total / 0.9), 2**40) if Machine(memory=size).room == need.total)  # fmt: skip
+    assert found("m", Shelf(one), Rules(machine=Machine(memory=enough))) == "m-q4 1"
+    with pytest.raises(NothingFitsError):
+        found("m", Shelf(one), Rules(machine=Machine(memory=enough - 10)))
+
+
 def test_a_machine_that_is_too_small_for_all_is_an_error_with_each_reason() -> None:
     with pytest.raises(NothingFitsError, match="it needs") as caught:
         found("chat==1.1", Shelf(CHAT), Rules(machine=Machine.parse("2GB")))
@@ -271,7 +281,7 @@ requirements = st.builds(
 )
 rule_sets = st.builds(
     Rules,
-    machine=st.none() | st.builds(Machine, memory=st.sampled_from([None, 0, 2**28, 2**30, 2**32, 2**33, 2**36])),
+    machine=st.none() | st.builds(Machine, memory=st.sampled_from([None, 10**8, *(int(2**28 * 1.5**i) for i in range(14))])),
     context=st.none() | st.integers(0, 32_768),
     licenses=st.none() | st.sampled_from([LicensePolicy(allowed=("MIT",)), LicensePolicy(denied=("MIT",))]),
     convertible=st.none() | st.just({"gguf": {"llama"}, "safetensors": {"llama", "bert"}}),
