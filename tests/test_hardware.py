@@ -1,4 +1,4 @@
-"""What machines say of themselves, read from what real ones said; and what is made of it."""
+"""What machines say of themselves, in the form in which systems say it; and what is made of it."""
 
 from __future__ import annotations
 
