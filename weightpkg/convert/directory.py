@@ -169,8 +169,9 @@ class ModelDirectory:
         """Write the manifest: where the model comes from, and every file; return the files."""
         files = tuple(sorted(self._files, key=lambda file: file.path))
         rows = [{"path": f.path, "size": f.size, "blake3": f.blake3.hex} for f in files]
-        with (self.path / MANIFEST).open("xb") as stream:
-            stream.write(tomli_w.dumps({"schema": 1, **provenance, "files": rows}).encode())
+        with (self.path / MANIFEST).open("xb", buffering=0) as stream:
+            manifest = tomli_w.dumps({"schema": 1, **provenance, "files": rows})
+            HashingFile(stream).write(manifest.encode())
         return files
 
 
