@@ -131,7 +131,8 @@ def _ensure(name: str, settings: Settings, store: Store, progress: Progress) -> 
         progress.note(f"resolved {name} to {resolved}")
         plan = plan_install(resolved, store)
         if plan.missing:
-            check_accepted(terms_for([(resolved, settings.index_dir)], store))
+            for terms in terms_for([(resolved, settings.index_dir)], store):
+                progress.note(terms.note)
         return install(plan, store, settings.fetcher(sources, store, progress))
 
 

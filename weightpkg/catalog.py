@@ -187,7 +187,7 @@ class Catalog:
         with files.scratch_directory(place) as scratch:
             with closing(_connect(scratch / self._path.name, mode="rwc")) as new:
                 self._fill(new, old)
-            files.replace_files(scratch, [Path(self._path.name)], cache)
+            files.replace_cache(scratch / self._path.name, self._path)
         return _connect(self._path)
 
     def _fill(self, new: sqlite3.Connection, old: sqlite3.Connection | None) -> None:

@@ -371,6 +371,21 @@ def replace_files(fresh: Path, names: Iterable[Path], directory: Path) -> None:
             sync_directory(parent)
 
 
+def replace_cache(fresh: Path, path: Path) -> None:
+    """Give a file that can be made again its place; after a power cut it may be the old one.
+
+    Raises:
+        StoreError: the disk may not be written.
+    """
+    with mapped(path):
+        descriptor = os.open(fresh, os.O_RDONLY)
+        try:
+            flush(descriptor)
+        finally:
+            os.close(descriptor)
+        disk.rename(fresh, path)
+
+
 def set_aside(path: Path, directory: Path, *, keep_name: bool) -> None:
     """Have something bad in a directory of bad things.
 

@@ -47,6 +47,11 @@ class Terms:
     text: str
 
     @property
+    def note(self) -> str:
+        """What is said where nobody can be asked."""
+        return f"{', '.join(self.models)}: licensed as {self.text.splitlines()[0]}"
+
+    @property
     def digest(self) -> Digest:
         """What stands for the text."""
         return Digest("sha256", hashlib.sha256(self.text.encode()).hexdigest())
@@ -195,7 +200,7 @@ def settle(
     store: Store,
     *,
     accept: Iterable[str],
-    ask: Callable[[Terms], bool],
+    ask: Callable[[Terms], bool | None],
     who: str,
     when: datetime,
 ) -> None:
@@ -205,7 +210,7 @@ def settle(
         terms: what must be accepted.
         store: where it is recorded.
         accept: licences that were accepted beforehand.
-        ask: shows terms, and returns whether they are accepted.
+        ask: shows terms, and returns whether they are accepted; None if nobody could be asked.
         who: the user.
         when: the present.
 
@@ -215,6 +220,8 @@ def settle(
     """
     named = {name.casefold() for name in accept}
     for one in terms:
-        if one.license.casefold() not in named and not ask(one):
+        answer = one.license.casefold() in named or ask(one)
+        if answer is False:
             check_accepted([one])
-        record(one, store, who=who, when=when)
+        elif answer:
+            record(one, store, who=who, when=when)

@@ -17,13 +17,21 @@ if TYPE_CHECKING:
     from weightpkg.licences import Terms
 
 
-def agree(wanted: Iterable[tuple[Resolved, Path]], store: Store, accept: Iterable[str]) -> None:
+def agree(
+    wanted: Iterable[tuple[Resolved, Path]],
+    store: Store,
+    accept: Iterable[str],
+    *,
+    is_project: bool = False,
+) -> None:
     """Have the licences accepted of models that are about to be downloaded.
 
     Args:
         wanted: the models, each with the directory of its index.
         store: where it is recorded.
         accept: licences that were accepted on the command line.
+        is_project: whether it is for a project, where no licence goes unanswered; elsewhere, where
+            nobody can be asked, it is shown and stays unanswered.
 
     Raises:
         LicenseError: one was not.
@@ -34,14 +42,18 @@ def agree(wanted: Iterable[tuple[Resolved, Path]], store: Store, accept: Iterabl
     from weightpkg.licences import settle, terms_for
 
     if terms := terms_for(wanted, store):
-        settle(terms, store, accept=accept, ask=_ask, who=_user(), when=datetime.now(UTC))
+        ask = _ask_in_project if is_project else _ask
+        settle(terms, store, accept=accept, ask=ask, who=_user(), when=datetime.now(UTC))
 
 
-def _ask(terms: Terms) -> bool:
-    from weightpkg.licences import check_accepted
+def _ask_in_project(terms: Terms) -> bool:
+    return _is_terminal() and bool(_ask(terms))
 
+
+def _ask(terms: Terms) -> bool | None:
     if not _is_terminal():
-        check_accepted([terms])
+        click.echo(terms.note, err=True)
+        return None
     click.echo(f"{', '.join(terms.models)}: {terms.license}\n\n{terms.text}", err=True)
     return click.confirm(f"do you accept {terms.license}?", err=True)
 

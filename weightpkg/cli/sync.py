@@ -68,7 +68,8 @@ def command(
             progress.note(describe(step))
     if dry_run:
         return
-    agree([(s.plan.resolved, s.directory) for s in steps if s.plan.missing], store, accept_license)
+    missing = [(step.plan.resolved, step.directory) for step in steps if step.plan.missing]
+    agree(missing, store, accept_license, is_project=True)
     done = sync(steps, settings, progress, find_links=find_links)
     for line in finish(project, lockfile, done, store, frozen=frozen, prune=prune):
         progress.note(line)
