@@ -44,6 +44,7 @@ SENDS_UNASKED = {
     "length-too-small": "the server goes on after the length that it said",
     "endless": "the server goes on after the range that was asked for",
     "endless-after-content": "the same",
+    "bad-chunk-size": "half of it comes and cannot be read, more than once",
     "bad-chunk-size-once": "it all comes, and half of it cannot be read",
 }
 """Of these a system takes more than anybody reads, before the connection is closed."""
@@ -191,6 +192,16 @@ def test_goes_on_in_the_middle_with_the_next_source(
         fetcher.fetch(file(server.url(fault), good.url("none")))
     assert is_had(store)
     assert good.sent <= MISSING[fault]
+
+
+@pytest.mark.parametrize("fault", ["login-page", "shorter-file", "longer-file", "truncated"])
+def test_a_bad_source_does_not_say_how_large_a_file_is(
+    server: FaultServer, good: FaultServer, store: Store, delays: list[float], fault: str
+) -> None:
+    sources = file(server.url(fault), good.url("none")).sources
+    with fetching(store) as fetcher:
+        fetcher.fetch(File(path=RelativePath("model.gguf"), sha256=SHA256, sources=sources))
+    assert is_had(store)
 
 
 @pytest.fixture

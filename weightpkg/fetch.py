@@ -181,9 +181,7 @@ class Fetcher:
             except IntegrityError:
                 is_all = partial.brought.size == partial.size
                 with _counted(partial, advance):
-                    partial.drop_others()
-                    if is_all:
-                        partial.forget()
+                    (partial.forget if is_all else partial.drop_others)()
                 partial.size = content.size if file.size is None else file.size
                 if is_all:
                     raise
@@ -228,8 +226,10 @@ class Fetcher:
         """Refuse what cannot be right, or cannot be stored, before its first byte."""
         if file.size is not None and content.size not in (None, file.size):
             raise SizeMismatchError(content.name, expected=file.size, found=content.size or 0)
-        if partial.size is None and content.size is not None:
-            partial.limit(content.size)
+        if file.size is None:
+            partial.size = None  # an earlier source may have been wrong about it
+            if content.size is not None:
+                partial.limit(content.size)
         self._check_room(file, (partial.size or 0) - partial.spans.size)
 
     def _check_room(self, file: File, needed: int) -> None:
@@ -374,7 +374,8 @@ def _no_source(
     if len(failures) == 1:
         return failures[0]
     reasons = "".join(f"\n  {error.message}" for error in failures)
+    why_none = " all have brought wrong bytes before" if file.sources else " none is named"
     hint = next((error.hint for error in failures if error.hint), None)
     is_wrong = any(isinstance(error, IntegrityError) for error in failures)
     kind = IntegrityError if is_wrong else FetchError
-    return kind(f"no source has `{file.path}`:{reasons or ' none is named'}", hint=hint)
+    return kind(f"no source has `{file.path}`:{reasons or why_none}", hint=hint)
