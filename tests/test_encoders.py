@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,6 +147,21 @@ def test_refuses_tensors_that_are_missing_or_left_over(tmp_path: Path, name: str
     edit_gguf(path, {}, add=[TensorBytes("cls.weight", (4,), 0, bytes(16))])
     with pytest.raises(TensorMismatchError, match=r"no use for `cls\.weight`"):
         convert_to(tmp_path / "out", path)
+
+
+def test_a_roberta_with_byte_level_tokens_has_one_before_and_one_behind(tmp_path: Path) -> None:
+    model = replace(MODELS["bert-roberta"], tokenizer="gpt2")
+    path = model.write(tmp_path / "tiny.gguf", model.weights(), {})
+    keys: dict[str, GGUFValue | None] = {
+        "tokenizer.ggml.pre": "roberta-bpe",
+        "tokenizer.ggml.add_bos_token": True,
+        "tokenizer.ggml.add_eos_token": True,
+    }
+    edit_gguf(path, keys)
+    directory = convert_to(tmp_path / "out", path)
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    found = tokenizer.encode("the sky " * 50).tokens
+    assert (len(found), found[0], found[-1]) == (48, "<|im_start|>", "<|im_end|>")
 
 
 def test_the_runner_says_what_an_encoder_is_for(tmp_path: Path) -> None:
