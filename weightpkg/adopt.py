@@ -17,13 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from weightpkg import files
-from weightpkg.digest import Fingerprint, Hasher
+from weightpkg.digest import Fingerprint, Hasher, read_pieces
 from weightpkg.errors import StoreError
 from weightpkg.package import File, FileSource, HfSource
 from weightpkg.progress import Advance
 from weightpkg.store import Store
-
-READ_SIZE = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +161,8 @@ def take(
             return _publish(shared, new, store, expected, advance)
     with store.new_file() as copy:
         try:
-            with path.open("rb") as stream:
-                while piece := stream.read(READ_SIZE):
+            with path.open("rb", buffering=0) as stream:
+                for piece in read_pieces(stream):
                     copy.write(piece)
         except OSError:
             return None  # there are other places, and other sources
@@ -176,8 +174,8 @@ def _publish(
 ) -> Fingerprint | None:
     """Make a new file of the store a blob, if it is what was expected."""
     hasher = Hasher()
-    with files.mapped(path), path.open("rb") as stream:
-        while piece := stream.read(READ_SIZE):
+    with files.mapped(path), path.open("rb", buffering=0) as stream:
+        for piece in read_pieces(stream):
             hasher.update(piece)
             advance(len(piece))
     found = hasher.finish()

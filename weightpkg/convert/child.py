@@ -33,6 +33,14 @@ _END_TIMEOUT_S = 5.0
 # what the system's loader needs to find Python itself
 _KEPT_VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 
+# Arrays of some MiB come and go; glibc would give each back to the system and have its pages made
+# anew, which takes up to six times as long as decoding what is in them.
+# https://www.gnu.org/software/libc/manual/html_node/Malloc-Tunable-Parameters.html
+_KEEP_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(32 * 1024 * 1024),
+    "MALLOC_TRIM_THRESHOLD_": str(64 * 1024 * 1024),
+}
+
 
 def convert(
     job: Job,
@@ -188,7 +196,7 @@ def _environment() -> dict[str, str] | None:
     found = {name: value for name, value in kept.items() if value}
     # the modules that this process has; one thread, as each costs memory and time to start
     path = os.pathsep.join(entry for entry in sys.path if entry)
-    return found | {"PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"}
+    return found | {"PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1", **_KEEP_MEMORY}
 
 
 class _Clock:
