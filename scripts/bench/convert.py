@@ -34,20 +34,27 @@ def convert(command: list[str], output: Path, runs: int) -> tuple[list[Run], int
     return measured[1:], size
 
 
-def report_model(report: Report, source: Path, folder: Path, runs: int, bars: list[float]) -> None:
-    """Convert a file; bars: seconds, MB, and the output's size by the source's."""
+def report_model(
+    report: Report, source: Path, folder: Path, runs: int, bars: list[float]
+) -> tuple[float, float]:
+    """Convert a file; return seconds and MB. bars: of both, and of the output's size by the source's."""
     output = folder / "out"
     ours, size = convert([*WEIGHTPKG, str(source), "-o", str(output)], output, runs)
-    report.at_most("weightpkg, wall time", median(ours, "wall_s"), bars[0], form=".2f", unit=" s")
+    wall = median(ours, "wall_s")
+    report.at_most("weightpkg, wall time", wall, bars[0], form=".2f", unit=" s")
     report.add("weightpkg, processor time", median(ours, "cpu_s"), form=".2f", unit=" s")
     peak = median(ours, "peak_bytes") / 1e6
     report.at_most("weightpkg, peak memory", peak, bars[1], form=".0f", unit=" MB")
     report.at_most("output / GGUF", size / source.stat().st_size, bars[2], form=".2f")
+    return wall, peak
 
 
-def report_peer(report: Report, source: Path, folder: Path) -> None:
-    """Convert a file with a peer, if it is installed."""
-    peer = shutil.which("mobius", path=str(Path(sys.executable).parent))
+def report_peer(
+    report: Report, source: Path, folder: Path, our_wall: float, our_peak: float
+) -> None:
+    """Convert a file with a peer, if it is installed, and compare with our seconds and MB."""
+    beside = shutil.which("mobius", path=str(Path(sys.executable).parent))
+    peer = beside or shutil.which("mobius")  # it may have an environment of its own
     if peer is None:
         print("mobius-onnx is not installed (pip install mobius-onnx gguf): not compared")
         return
@@ -55,9 +62,11 @@ def report_peer(report: Report, source: Path, folder: Path) -> None:
     named.symlink_to(source)
     command = [peer, "build-gguf", str(named), "--output", str(output)]
     theirs, size = convert([*command, "--keep-quantized", "--ep", "cpu"], output, 1)
-    report.add("mobius-onnx, wall time", median(theirs, "wall_s"), form=".2f", unit=" s")
-    peak = median(theirs, "peak_bytes") / 1e6
+    wall, peak = median(theirs, "wall_s"), median(theirs, "peak_bytes") / 1e6
+    report.add("mobius-onnx, wall time", wall, form=".2f", unit=" s")
     report.add("mobius-onnx, peak memory", peak, form=".0f", unit=" MB")
+    report.at_least("mobius-onnx / weightpkg, time", wall / our_wall, 8, form=".1f")
+    report.at_most("weightpkg / mobius-onnx, memory", our_peak / peak, 0.25, form=".2f")
     report.add("mobius-onnx, output / GGUF", size / source.stat().st_size, form=".2f")
 
 
@@ -131,8 +140,8 @@ def main() -> int:
             return report.end()
         source = arguments.gguf or installed_model()[0]
         bars = [5.0, 400.0, 1.35] if arguments.gguf else [2.0, 300.0, 1.25]
-        report_model(report, source, folder, arguments.runs, bars)
-        report_peer(report, source, folder)
+        wall, peak = report_model(report, source, folder, arguments.runs, bars)
+        report_peer(report, source, folder, wall, peak)
         return report.end()
 
 
