@@ -28,7 +28,7 @@ _FIRST_CAPACITY = 512
 _MANIFEST = "weightpkg.toml"
 
 # onnxruntime's exceptions have no base of their own
-_ORT_ERRORS = (
+ORT_ERRORS = (
     ort_errors.EPFail,
     ort_errors.Fail,
     ort_errors.InvalidArgument,
@@ -157,7 +157,7 @@ class Session:
         self._binding.bind_ortvalue_input("attention_mask", _ort(mask))
         try:
             self._session.run_with_iobinding(self._binding)
-        except _ORT_ERRORS as error:
+        except ORT_ERRORS as error:
             raise RunError(f"the model failed after {total:,} tokens: {error}") from error
         self.tokens.extend(tokens)
 
@@ -191,7 +191,7 @@ def _load(path: Path, provider: str, threads: int) -> ort.InferenceSession:
     options.intra_op_num_threads = threads
     try:
         return ort.InferenceSession(str(path.resolve()), options, providers=[provider])
-    except _ORT_ERRORS as error:
+    except ORT_ERRORS as error:
         raise RunError(
             f"onnxruntime cannot load `{path}`: {error}",
             hint="`weightpkg verify` tells whether the model is damaged",

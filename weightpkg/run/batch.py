@@ -1,0 +1,318 @@
+"""Several sequences going through one model together: they join and leave between two steps.
+
+A step costs hardly more for four rows than for one, as the weights are read once for all of them.
+Rows have different lengths in one key/value cache (N, G, S, D) of each layer; the operator is told
+each row's own, and what it computes for one does not depend on the others. The first rows are those
+that are being continued; behind them are those whose prompts are being read, a piece between two
+steps, and those that have ended, from whose tokens a later prompt may go on.
+
+The idea is Orca's (https://www.usenix.org/conference/osdi22/presentation/yu), and that of prompts in
+pieces is Sarathi's (https://arxiv.org/abs/2308.16369).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import onnxruntime as ort
+
+from weightpkg.errors import RunError
+from weightpkg.run.session import ORT_ERRORS
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from weightpkg.run.session import ModelConfig
+
+_FIRST_CAPACITY = 512
+_LEAST_PIECE = 16  # fewer tokens at once are slower, one by one
+_MOST_PIECE = 512
+# what a piece of a prompt may take, while others wait for it, of the time of their own step
+_PATIENCE = 1.5
+
+
+class Request(Protocol):
+    """What is to be continued, and who decides how.
+
+    prompt: token ids, at least one, and fewer than the model's context has.
+    is_cancelled: whether nobody wants more of it; looked at before each step.
+    """
+
+    prompt: Sequence[int]
+    is_cancelled: bool
+
+    def take(self, logits: NDArray[np.float32], tokens: Sequence[int], /) -> int | None:
+        """Choose the next token; None if there is none to be computed.
+
+        Args:
+            logits: (V,), to be read before this returns.
+            tokens: all that came before.
+        """
+
+    def fail(self, error: RunError, /) -> None:
+        """Be told that nothing more comes."""
+
+
+@dataclass(slots=True, eq=False)
+class _Row:
+    """One row of the cache.
+
+    tokens: what is in the cache, and, while it is continued, the one token that enters next.
+    rest: of its prompt, to be read.
+    used: when a piece of its prompt was last read, or when it ended.
+    """
+
+    request: Request | None = None
+    tokens: list[int] = field(default_factory=list)
+    rest: list[int] = field(default_factory=list)
+    used: float = 0.0
+
+
+class Cache:
+    """Keys and values of several rows: for each layer and part (N, G, S, D) float32, S growing."""
+
+    def __init__(self, config: ModelConfig, n_rows: int) -> None:
+        self._config = config
+        self._n_rows = n_rows
+        self.names = [f"{i}.{part}" for i in range(config.n_layers) for part in ("key", "value")]
+        self.buffers: list[NDArray[np.float32]] = []
+        self.capacity = 0
+
+    def reserve(self, length: int, kept: Sequence[int]) -> bool:
+        """Make room for `length` tokens in each row; return whether the buffers are new ones.
+
+        Pages are taken from the system as they are written: short rows cost what they have.
+
+        Args:
+            length: how many, at most the context.
+            kept: of how many tokens each row's keys and values are kept.
+
+        Raises:
+            RunError: there is not enough memory; nothing has changed.
+        """
+        if length <= self.capacity:
+            return False
+        capacity = max(_FIRST_CAPACITY, 1 << (length - 1).bit_length())
+        capacity = min(capacity, self._config.context_length)
+        shape = (self._n_rows, self._config.n_kv_heads, capacity, self._config.head_size)
+        try:
+            fresh = [np.zeros(shape, np.float32) for _ in self.names]
+        except MemoryError as error:
+            reason = f"not enough memory for {self._n_rows} rows of {capacity:,} tokens"
+            raise RunError(reason, hint="fewer rows, or shorter prompts, take less") from error
+        for new, old in zip(fresh, self.buffers, strict=False):
+            for row, count in enumerate(kept):
+                new[row, :, :count] = old[row, :, :count]
+        self.buffers, self.capacity = fresh, capacity
+        return True
+
+    def exchange(self, one: int, other: int, lengths: tuple[int, int]) -> None:
+        """Let two rows, of so many tokens, change places."""
+        if one == other:
+            return
+        for buffer in self.buffers:
+            held = buffer[one, :, : lengths[0]].copy()
+            buffer[one, :, : lengths[1]] = buffer[other, :, : lengths[1]]
+            buffer[other, :, : lengths[0]] = held
+
+
+class Batch:
+    """The rows of one model. For one thread; `step` does a little of all that there is to do."""
+
+    def __init__(self, session: ort.InferenceSession, config: ModelConfig, n_rows: int) -> None:
+        """Take a loaded decoder.
+
+        Args:
+            session: of its graph, whose inputs and outputs are on the CPU.
+            config: its configuration.
+            n_rows: how many requests at once.
+        """
+        self._session = session
+        self._config = config
+        self._cache = Cache(config, n_rows)
+        self._rows = [_Row() for _ in range(n_rows)]
+        self._n_active = 0
+        self._many, self._single = session.io_binding(), session.io_binding()
+        self._bound: tuple[int, int] | None = None  # rows and capacity that `_many` is bound to
+        self._logits = np.empty((n_rows, 1, config.vocab_size), np.float32)
+        self._keep = np.ones(1, np.int64)
+        self._step_s = self._token_s = 0.0
+
+    @property
+    def n_free(self) -> int:
+        """How many more requests can be taken now."""
+        return sum(row.request is None for row in self._rows)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return self.n_free == len(self._rows)
+
+    def add(self, request: Request) -> int:
+        """Take a request into a free row; return how many tokens of its prompt are there already.
+
+        Raises:
+            RunError: there is not enough memory for its prompt.
+        """
+        places = [i for i, row in enumerate(self._rows) if row.request is None]
+        n_cached = {i: _common(self._rows[i].tokens, request.prompt) for i in places}
+        place = max(places, key=lambda i: (n_cached[i], -self._rows[i].used))
+        count = n_cached[place]
+        row = self._rows[place]
+        row.request, row.rest = request, list(request.prompt[count:])
+        del row.tokens[count:]
+        try:
+            self._reserve(len(request.prompt) + 1)
+        except RunError:
+            row.request = None
+            raise
+        return count
+
+    def step(self) -> None:
+        """Read a piece of a prompt, if there is one, and continue all rows by one token."""
+        self._drop_cancelled()
+        reading = [row for row in self._rows if row.rest and row.request]
+        if reading:
+            self._read(min(reading, key=lambda row: row.used))
+        if self._n_active:
+            self._continue()
+
+    def _drop_cancelled(self) -> None:
+        for row in list(self._rows):
+            if row.request is not None and row.request.is_cancelled:
+                if not row.rest:
+                    row.tokens.pop()  # which is not in the cache yet
+                self._end(row)
+
+    def _read(self, row: _Row) -> None:
+        """Read a piece of a row's prompt; at its end, the row is one of those to be continued."""
+        piece = row.rest[: self._piece_size()]
+        start = time.perf_counter()
+        try:
+            logits = self._run_single(self._rows.index(row), len(row.tokens), piece)
+        except RunError as error:
+            self._fail([row], error)
+            return
+        self._token_s = (time.perf_counter() - start) / len(piece)
+        row.tokens += piece
+        row.used = time.monotonic()
+        del row.rest[: len(piece)]
+        if not row.rest:
+            self._activate(row)
+            self._choose(row, logits)
+
+    def _piece_size(self) -> int:
+        if not self._n_active or not self._token_s:
+            return _MOST_PIECE
+        patient = int(_PATIENCE * self._step_s / self._token_s)
+        return min(max(patient, _LEAST_PIECE), _MOST_PIECE)
+
+    def _continue(self) -> None:
+        active = self._rows[: self._n_active]
+        start = time.perf_counter()
+        try:
+            self._reserve(max(len(row.tokens) for row in active))
+            logits = self._run_many(active)
+        except RunError as error:
+            self._fail(active, error)
+            return
+        self._step_s = time.perf_counter() - start
+        for row, its in zip(list(active), logits, strict=True):
+            self._choose(row, its)
+
+    def _choose(self, row: _Row, logits: NDArray[np.float32]) -> None:
+        assert row.request is not None  # noqa: S101  it is being continued
+        is_full = len(row.tokens) == self._config.context_length
+        token = row.request.take(logits, row.tokens)
+        if token is None or is_full:
+            self._end(row)
+        else:
+            row.tokens.append(token)
+
+    def _activate(self, row: _Row) -> None:
+        self._move(row, self._n_active)
+        self._n_active += 1
+
+    def _end(self, row: _Row) -> None:
+        """Free a row; what is in the cache may be of use to a later prompt."""
+        if self._rows.index(row) < self._n_active:
+            self._n_active -= 1
+            self._move(row, self._n_active)
+        row.request, row.used = None, time.monotonic()
+        row.rest.clear()
+
+    def _fail(self, rows: Sequence[_Row], error: RunError) -> None:
+        for row in list(rows):
+            if row.request is not None:
+                row.request.fail(error)
+            self._end(row)
+            row.tokens.clear()  # nobody knows what of it is in the cache
+
+    def _move(self, row: _Row, place: int) -> None:
+        here = self._rows.index(row)
+        other = self._rows[place]
+        self._cache.exchange(here, place, (len(row.tokens), len(other.tokens)))
+        self._rows[here], self._rows[place] = other, row
+
+    def _reserve(self, length: int) -> None:
+        kept = [min(len(row.tokens), self._cache.capacity) for row in self._rows]
+        self._cache.reserve(min(length, self._config.context_length), kept)
+
+    def _run_single(self, place: int, n_past: int, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Add tokens to one row; return the logits that follow the last one: (V,)."""
+        self._bind_cache(self._single, place, place + 1)
+        mask = np.ones((1, n_past + len(tokens)), np.int64)
+        ids = np.array([tokens], np.int64)
+        logits: NDArray[np.float32] = self._run(self._single, ids, mask, self._logits[:1])[0]
+        return logits
+
+    def _run_many(self, rows: Sequence[_Row]) -> NDArray[np.float32]:
+        """Add each row's last token, which is not in the cache yet; return (N, V) logits."""
+        if self._bound != (bound := (len(rows), self._cache.capacity)):
+            self._bind_cache(self._many, 0, len(rows))
+            self._bound = bound
+        lengths = np.array([len(row.tokens) for row in rows])
+        mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
+        ids = np.array([row.tokens[-1:] for row in rows], np.int64)
+        return self._run(self._many, ids, mask, self._logits[: len(rows)])
+
+    def _bind_cache(self, binding: ort.IOBinding, first: int, last: int) -> None:
+        for name, buffer in zip(self._cache.names, self._cache.buffers, strict=True):
+            value = _wrap(buffer[first:last])
+            binding.bind_ortvalue_input(f"past_key_values.{name}", value)
+            binding.bind_ortvalue_output(f"present.{name}", value)
+
+    def _run(
+        self,
+        binding: ort.IOBinding,
+        ids: NDArray[np.int64],
+        mask: NDArray[np.int64],
+        logits: NDArray[np.float32],
+    ) -> NDArray[np.float32]:
+        """ids: (N, T), mask: (N, S), logits: (N, 1, V), which are filled -> (N, V)."""
+        binding.bind_ortvalue_input("input_ids", _wrap(ids))
+        binding.bind_ortvalue_input("attention_mask", _wrap(mask))
+        binding.bind_ortvalue_input("logits_to_keep", _wrap(self._keep))
+        binding.bind_ortvalue_output("logits", _wrap(logits))
+        try:
+            self._session.run_with_iobinding(binding)
+        except ORT_ERRORS as error:
+            raise RunError(f"the model failed after {mask.shape[1]:,} tokens: {error}") from error
+        result: NDArray[np.float32] = logits[:, 0]
+        return result
+
+
+def _common(cached: Sequence[int], prompt: Sequence[int]) -> int:
+    """How many tokens of a prompt need no computing; its last one always does, for its logits."""
+    pairs = zip(cached, prompt[:-1], strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def _wrap(array: NDArray[np.generic]) -> ort.OrtValue:
+    """Wrap an array without copying it; the array must live as long as it is bound."""
+    return ort.OrtValue.ortvalue_from_numpy(array)
