@@ -24,7 +24,7 @@ ORDER = [
     "formats.ggml", "formats.gguf_header", "formats.gguf",
     "formats.checkpoint_files", "formats.json_text", "formats.safetensors_header", "formats.safetensors",
     "formats.checkpoint", "formats.onnx_file",
-    "files", "catalog", "index", "placing", "spans", "partial", "store", "adopt", "footprint",
+    "files", "config", "catalog", "index", "placing", "spans", "partial", "store", "adopt", "footprint",
     "sources", "sources.watchdog", "sources.transport", "sources.remote", "sources.wheel",
     "sources.pip_config", "sources.https", "sources.local", "sources.pypi", "sources.hf",
     "sources.openers",
