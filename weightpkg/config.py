@@ -34,7 +34,9 @@ SOURCE_REPLACEMENT = "source-replacement"
 MAX_STALENESS_DAYS = 3650
 
 _NEW = "# What weightpkg is told for all projects of this user.\n\n"
-_WEB = re.compile(r"https://[^/\s@]+(/\S*)?\Z|http://(127\.0\.0\.1|localhost|\[::1\])([:/]\S*)?\Z")
+_WEB = re.compile(
+    r"https://[^/\s@?#]+(/[^\s?#]*)?\Z|http://(127\.0\.0\.1|localhost|\[::1\])(:\d+)?(/[^\s?#]*)?\Z"
+)
 
 Value = str | int | bool | list[str]
 

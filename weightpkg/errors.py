@@ -276,3 +276,16 @@ class LicenseError(WeightpkgError):
 
     exit_code = 11
     kind = "a licence was not accepted, or is not allowed"
+
+
+class TrustError(WeightpkgError):
+    """An index's signatures, versions, dates or names are not what they must be. Never a warning."""
+
+    exit_code = 12
+    kind = "an index is not signed as it must be, is out of date, or is an older one"
+
+    def __init__(self, index: str, what: str, reason: str, *, hint: str | None = None) -> None:
+        super().__init__(f"index `{index}`: `{what}` {reason}", hint=hint)
+        self.index = index
+        self.what = what
+        self.reason = reason

@@ -12,6 +12,6 @@ TABLE = {
 """Each command is `command` in the module of its name."""
 
 
-@click.command("index", cls=Commands, table=TABLE, package=__name__)
+@click.command("index", cls=Commands, table=TABLE, package=__name__, hidden=("conformance-shim",))
 def command() -> None:
     """Work on an index."""
