@@ -41,7 +41,7 @@ class Pages:
         return Index(self.index, cache=self.cache, note=note)
 
     def search(self, *words: str) -> list[str]:
-        return [hit.model.name for hit in self.open().search(words)]
+        return [hit.listing.name for hit in self.open().search(words)]
 
     def file(self) -> Path:
         (path,) = self.cache.glob("*.sqlite")
@@ -81,7 +81,7 @@ def test_a_search_of_very_many_words_has_an_answer(pages: Pages) -> None:
 
 def test_the_limit_keeps_the_best(pages: Pages) -> None:
     hits = pages.open().search(["model"], limit=1)
-    assert [hit.model.name for hit in hits] == ["tiny"]
+    assert [hit.listing.name for hit in hits] == ["tiny"]
 
 
 def test_pages_are_read_once(pages: Pages, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,13 +136,15 @@ def test_what_was_looked_at_is_not_looked_at_again(
     monkeypatch.setattr(catalog, "_RECENT_NS", 0)
     pages.search("tiny")
     listings: list[Path] = []
-    plain = catalog.Catalog._listed
+    plain = catalog.Directory.listed
 
-    def listed(self: catalog.Catalog) -> Iterator[tuple[str, tuple[int, int]]]:
-        listings.append(self.pages)
-        return plain(self)
+    def listed(
+        self: catalog.Directory, old: Mapping[str, tuple[int, int]]
+    ) -> Iterator[tuple[str, tuple[int, int]]]:
+        listings.append(self.path)
+        return plain(self, old)
 
-    monkeypatch.setattr(catalog.Catalog, "_listed", listed)
+    monkeypatch.setattr(catalog.Directory, "listed", listed)
     assert pages.search("tiny") == ["tiny", "tiny-chat"]
     assert listings == []
 

@@ -19,7 +19,7 @@ PACKAGE = Path(weightpkg.__file__).parent
 
 ORDER = [
     "errors", "progress", "digest", "requirement", "tensor", "license_policy", "package", "document",
-    "machine", "shapes", "memory", "hardware", "survey", "diagnosis", "page",
+    "listing", "confusable", "machine", "shapes", "memory", "hardware", "survey", "diagnosis", "page",
     "formats", "formats.mapped", "formats.strangers", "formats.ggml_grids", "formats.ggml_blocks",
     "formats.ggml", "formats.gguf_header", "formats.gguf",
     "formats.checkpoint_files", "formats.json_text", "formats.safetensors_header", "formats.safetensors",
@@ -28,6 +28,7 @@ ORDER = [
     "sources", "sources.watchdog", "sources.transport", "sources.remote", "sources.wheel",
     "sources.pip_config", "sources.https", "sources.local", "sources.pypi", "sources.hf",
     "sources.openers",
+    "trust_memory", "trust_rules", "trust_origin", "trust_client", "trust_conformance", "trust",
     "transfer", "fetch", "resolve", "reference", "retention",
     "licences", "manifest", "lockfile",
     "convert", "convert.plan", "convert.limits", "convert.graph", "convert.weights", "convert.quantize", "convert.rope", "convert.blocks",
@@ -64,6 +65,9 @@ HEAVY = {
     "filelock",
     "reflink_copy",
     "tomlkit",
+    "tuf",
+    "securesystemslib",
+    "cryptography",
 }
 
 

@@ -6,7 +6,6 @@ A project is the nearest directory upwards that has a `weights.toml`, or a `pypr
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,7 +17,6 @@ from weightpkg.index import Index
 from weightpkg.lockfile import (
     DEFAULT_INDEX,
     LOCKFILE,
-    UNSIGNED,
     LockedPackage,
     Lockfile,
     dump_lockfile,
@@ -178,7 +176,7 @@ class Indexes:
 
     def roots(self) -> dict[NormalizedName, str]:
         """The root of each index."""
-        return {name: root_of(index.directory) for name, index in self._indexes.items()}
+        return {name: index.root for name, index in self._indexes.items()}
 
     def ask(self, text: str) -> Offer:
         """Resolve a requirement with the index of its namespace.
@@ -215,15 +213,6 @@ class Indexes:
         model = self.model_of(package)
         releases = model.releases if model else ()
         return next((r for r in releases if r.version == package.version), None)
-
-
-def root_of(directory: Path) -> str:
-    """Return what names the root of an index's trust: its first root metadata, if it is signed."""
-    path = directory / "metadata" / "1.root.json"
-    if not path.is_file():
-        return UNSIGNED
-    with files.mapped(path):
-        return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
 
 
 def make_ask(

@@ -21,23 +21,27 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import cast
+from threading import RLock
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from tuf.api import exceptions
-from tuf.api.metadata import Root, Snapshot, TargetFile, Targets, Timestamp
+from tuf.api.metadata import Root, Snapshot, Targets, Timestamp
 from tuf.api.serialization import DeserializationError
 from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
-from tuf.ngclient._internal.trusted_metadata_set import TrustedMetadataSet
 
 from weightpkg import files
 from weightpkg.errors import FetchError, TrustError
 from weightpkg.trust_memory import Memory, load_memory, save_memory
 from weightpkg.trust_origin import AbsentError, Origin, OversizeError
+
+if TYPE_CHECKING:
+    from tuf.api.metadata import TargetFile
+    from tuf.ngclient._internal.trusted_metadata_set import TrustedMetadataSet
 
 MAX_ROLE = 32_000_000
 """Bytes of one role's metadata: a namespace of 24,000 pages without bins, many times over."""
@@ -50,11 +54,18 @@ _REMEMBER_AFTER = timedelta(days=1)
 _REPLAYED = (
     "it is an older index than was seen here before, or parts of two: use another mirror of it"
 )
-_FORGED = "somebody has changed it, or its keys were revoked: use another mirror, or ask its maintainers"
+_FORGED = (
+    "somebody has changed it, or its keys were revoked: use another mirror, or ask its maintainers"
+)
+_GONE = "this mirror is not complete: `weightpkg index update`, or use another one"
 _STALE = (
     "its maintainers must sign it anew, and `weightpkg index update` takes it; is this machine's "
     "clock right? `max-staleness` in config.toml grants some days"
 )
+
+
+class GoneError(TrustError):
+    """A file that the metadata names is not there, perhaps because the index has moved on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,18 +136,27 @@ class Client:
         self._terms = terms or Terms()
         self._update_dir = update_dir or directory / "update"
         self._held = directory / "held"
+        self._mutex = RLock()
+        self._depth = 0
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep all other processes away from the state."""
-        with files.lock(self.directory / "lock", on_wait=self._terms.on_wait):
-            yield
+        """Keep all other processes and threads away from the state; may be entered again inside."""
+        with self._mutex, ExitStack() as stack:
+            if self._depth == 0:
+                lock = files.lock(self.directory / "lock", on_wait=self._terms.on_wait)
+                stack.enter_context(lock)
+            self._depth += 1
+            try:
+                yield
+            finally:
+                self._depth -= 1
 
     def memory(self) -> Memory:
         """What is remembered of the index."""
         return load_memory(self.directory)
 
-    def refresh(self, check: Callable[[Session], None] = lambda _: None) -> Session:
+    def refresh(self, check: Callable[[Session], object] = lambda _: None) -> Session:
         """Take what is new at the origin, all of it or nothing.
 
         Args:
@@ -252,8 +272,8 @@ class Client:
         if after != before:
             save_memory(self.directory, after)
         for path in sorted(self._held.glob("*.json")):
-            version, _, role = path.name.removesuffix(".json").partition(".")
-            if role in held and version != str(held[role]):
+            text, _, role = path.name.removesuffix(".json").partition(".")
+            if role in held and text != str(held[role]):
                 files.discard(path)
 
     def _write_held(self, name: str, content: bytes) -> None:
@@ -306,10 +326,11 @@ class Client:
                 raise self._error(what or fetcher.last, reason, _FORGED) from error
             except exceptions.DownloadError as error:
                 reason = f"is not to be had: {error}"
-                hint = "this mirror is not complete: use another one"
-                raise self._error(what or fetcher.last, reason, hint) from error
+                raise GoneError(self.name, what or fetcher.last, reason, hint=_GONE) from error
             except exceptions.RepositoryError as error:
-                raise self._error(what or fetcher.last, f"is not right: {error}", _FORGED) from error
+                raise self._error(
+                    what or fetcher.last, f"is not right: {error}", _FORGED
+                ) from error
 
     def _error(self, what: str, reason: str, hint: str) -> TrustError:
         return TrustError(self.name, what or "root.json", reason, hint=hint)
@@ -329,7 +350,6 @@ class Session:
     updater: Updater
     fetcher: _Fetcher
     now: datetime
-    _loaded: dict[str, int] = field(default_factory=dict)
 
     @property
     def _trusted(self) -> TrustedMetadataSet:
@@ -355,13 +375,23 @@ class Session:
         """The role that delegates to all others."""
         return self._trusted.targets
 
+    def loaded(self) -> dict[str, int]:
+        """The delegated roles that were asked for so far, and their versions."""
+        return {
+            role: targets.version
+            for role, targets in self._trusted._trusted_set.items()  # noqa: SLF001
+            if isinstance(targets, Targets) and role != Targets.type
+        }
+
     def versions(self) -> dict[str, int]:
         """The version of each role but root."""
-        meta = self.snapshot.meta.items()
+        # some repositories name the root there, too, with a version that means nothing
+        meta = {name.removesuffix(".json"): m.version for name, m in self.snapshot.meta.items()}
+        meta.pop(Root.type, None)
         return {
+            **meta,
             Timestamp.type: self.timestamp.version,
             Snapshot.type: self.snapshot.version,
-            **{name.removesuffix(".json"): info.version for name, info in meta},
         }
 
     def keys(self) -> str:
@@ -378,7 +408,9 @@ class Session:
             FetchError: such a role is not held, and cannot be had.
         """
         with self.client.locked(), self.client._mapped(self.fetcher):  # noqa: SLF001  the same module
-            return self.updater.get_targetinfo(path)
+            found = self.updater.get_targetinfo(path)
+            self.client.remember_roles(self.loaded())
+            return found
 
     def role(self, name: str, parent: str) -> Targets:
         """Return a delegated role; raises as `target`."""
@@ -404,13 +436,11 @@ class Session:
                     with client._mapped(self.fetcher, f"{name}.json"):  # noqa: SLF001
                         found.append(self._load(name, parent))
                     advance(1)
-            client.remember_roles(self._loaded)
+            client.remember_roles(self.loaded())
             return found
 
     def _load(self, name: str, parent: str) -> Targets:
-        role = self.updater._load_targets(name, parent)  # noqa: SLF001  there is no public way
-        self._loaded[name] = role.version
-        return cast("Targets", role)
+        return self.updater._load_targets(name, parent)  # noqa: SLF001  there is no public way
 
     def _fetch(self, names: Sequence[str]) -> None:
         """Fetch roles, to be verified right after."""
@@ -423,9 +453,9 @@ class Session:
             paths[path] = info.length or MAX_ROLE
         with ThreadPoolExecutor(_CONNECTIONS) as pool:
             # one that cannot be had is asked for again, alone, and that is the error
-            for path, content in zip(paths, pool.map(self._try, *zip(*paths.items(), strict=True))):
-                if content is not None:
-                    self.fetcher.ready[path] = content
+            found = pool.map(self._try, paths.keys(), paths.values())
+            pairs = zip(paths, found, strict=True)
+            self.fetcher.ready = {path: content for path, content in pairs if content is not None}
 
     def _try(self, path: str, max_bytes: int) -> bytes | None:
         with suppress(FetchError):
@@ -448,7 +478,6 @@ class Session:
             content = self.fetcher.download_bytes(path, info.length)
             info.verify_length_and_hashes(content)
         return content
-
 
     def is_right(self, info: TargetFile, content: bytes) -> bool:
         """Whether bytes are the file that is signed."""

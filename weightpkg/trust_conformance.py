@@ -64,8 +64,12 @@ def refresh(
     root = _first_root(metadata_dir)
     with files.mapped(root):
         content = root.read_bytes()
+
+    def connect() -> Transport:
+        return transport
+
     origin = _Places(
-        metadata_url, WebOrigin(metadata_url, transport), WebOrigin(targets_url, transport)
+        metadata_url, WebOrigin(metadata_url, connect), WebOrigin(targets_url, connect)
     )
     client = Client(_NAME, metadata_dir / "state", origin, content, update_dir=metadata_dir)
     return client.refresh()

@@ -57,7 +57,9 @@ def load_memory(directory: Path) -> Memory:
     try:
         return _read(parse_document(content, source=str(path)))
     except DocumentError as error:
-        hint = "`weightpkg index remove` and `weightpkg index add` begin anew, with the root's digest"
+        hint = (
+            "`weightpkg index remove` and `weightpkg index add` begin anew, with the root's digest"
+        )
         raise StoreError(error.message, hint=hint) from error
 
 

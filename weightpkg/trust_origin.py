@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import stat
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -40,7 +42,7 @@ class Origin(Protocol):
     def place(self) -> str:
         """What messages call it."""
 
-    def read(self, path: str, max_bytes: int) -> bytes:
+    def read(self, path: str, max_bytes: int, /) -> bytes:
         """Return a file.
 
         Raises:
@@ -88,18 +90,28 @@ class DirectoryOrigin:
             raise FetchError(f"`{self.directory}` is not a directory", hint=hint) from error
 
 
-@dataclass(frozen=True, slots=True)
 class WebOrigin:
     """An index on a web server, by the URL that its paths are added to."""
 
-    url: str
-    transport: Transport
-    deadline_s: float = DEADLINE_S
+    def __init__(
+        self, url: str, connect: Callable[[], Transport], *, deadline_s: float = DEADLINE_S
+    ) -> None:
+        """Prepare; nothing is reached before something is read.
 
-    @property
-    def place(self) -> str:
-        """The URL."""
-        return self.url
+        Args:
+            url: where the index is.
+            connect: makes a transport, which is closed when the origin is gone.
+            deadline_s: how long one file may take.
+        """
+        self.place = url
+        self._connect = connect
+        self._deadline_s = deadline_s
+
+    @cached_property
+    def _transport(self) -> Transport:
+        transport = self._connect()
+        weakref.finalize(self, transport.close)
+        return transport
 
     def read(self, path: str, max_bytes: int) -> bytes:
         """Return a file; as `Origin.read`."""
@@ -109,11 +121,11 @@ class WebOrigin:
             Patience,
         )
 
-        url = f"{self.url.rstrip('/')}/{path}"
-        patience, end = Patience(self.transport), time.monotonic() + self.deadline_s
+        url = f"{self.place.rstrip('/')}/{path}"
+        patience, end = Patience(self._transport), time.monotonic() + self._deadline_s
         while True:
             try:
-                with self.transport.get(url) as body:
+                with self._transport.get(url) as body:
                     return self._read(body, max_bytes, end)
             except PassingError as error:
                 if time.monotonic() > end:
@@ -131,7 +143,7 @@ class WebOrigin:
             if len(content) > max_bytes:
                 raise _oversize(body.url, max_bytes)
             if time.monotonic() > end:
-                reason = f"took longer than {self.deadline_s:g} seconds"
+                reason = f"took longer than {self._deadline_s:g} seconds"
                 raise FetchError(f"`{body.url}`: {reason}", hint="try another mirror of the index")
         return bytes(content)
 

@@ -142,4 +142,3 @@ def is_hosted(targets: Targets, namespace: NormalizedName) -> bool:
     """Whether an index hosts a namespace that is not its own."""
     roles = (targets.delegations.roles if targets.delegations else None) or {}
     return namespace in roles
-

@@ -6,7 +6,7 @@ import click
 
 from weightpkg.cli.console import format_size, print_json, print_table
 from weightpkg.index import Index
-from weightpkg.package import Model
+from weightpkg.listing import Listing
 from weightpkg.settings import Settings
 
 
@@ -28,9 +28,9 @@ def command(ctx: click.Context, words: tuple[str, ...], limit: int, as_json: boo
     _note_faults(index, is_empty=not hits)
     shown = hits[:limit] if limit else hits
     if as_json:
-        print_json([{**_as_json(hit.model), "score": hit.score} for hit in shown])
+        print_json([{**_as_json(hit.listing), "score": hit.score} for hit in shown])
     elif shown:
-        print_table([("NAME", "SIZE", "TASK", "SUMMARY"), *(_row(hit.model) for hit in shown)])
+        print_table([("NAME", "SIZE", "TASK", "SUMMARY"), *(_row(hit.listing) for hit in shown)])
     if len(shown) < len(hits):
         _note(f"there are more; the {limit} best are shown (--limit)")
     if not hits and not as_json:
@@ -51,11 +51,9 @@ def _note_faults(index: Index, *, is_empty: bool) -> None:
         _note(f"left out, as not valid: `{faulty[0]}`{more}; `weightpkg index lint` says why")
 
 
-def _as_json(model: Model) -> dict[str, object]:
+def _as_json(model: Listing) -> dict[str, object]:
     return {"name": model.name, "summary": model.summary, "task": model.task, "tags": model.tags}
 
 
-def _row(model: Model) -> tuple[str, str, str, str]:
-    variants = {variant.name: variant for variant in model.releases[0].variants}
-    variant = variants[model.default_variant]
-    return f"{model.name}-{variant.name}", format_size(variant.size), model.task, model.summary
+def _row(model: Listing) -> tuple[str, str, str, str]:
+    return model.full_name, format_size(model.size), model.task, model.summary

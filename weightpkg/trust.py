@@ -1,0 +1,477 @@
+"""A signed index: pages that are fetched when they are asked for, and read only after verification.
+
+`docs/trust.md` says what is promised. All that is held of an index lies in its state:
+
+    memory.toml  first.root.json  held/  update/  roles/     `trust_client`
+    pages/models/NAME.toml ...                               verified when fetched, and when read
+
+No cache: nothing but `weightpkg index remove` takes it away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from weightpkg import files
+from weightpkg.config import IndexConfig
+from weightpkg.document import MAX_DOCUMENT_SIZE
+from weightpkg.errors import DocumentError, FetchError, TrustError
+from weightpkg.index import Index
+from weightpkg.license_policy import identifiers
+from weightpkg.listing import Listing, read_listing
+from weightpkg.package import Model
+from weightpkg.page import read_alias
+from weightpkg.progress import Progress, Silence
+from weightpkg.requirement import NormalizedName
+from weightpkg.trust_origin import AbsentError, Origin
+
+if TYPE_CHECKING:
+    from tuf.api.metadata import TargetFile
+
+    from weightpkg.catalog import Made, Stamp
+    from weightpkg.trust_client import Client, Session
+
+T = TypeVar("T")
+
+FIRST_ROOT = "first.root.json"
+MAX_ROOT = 512_000
+_PAGES = ("models", "aliases")
+_SUFFIX = {"models": ".toml", "aliases": ".toml", "licenses": ".txt"}
+_ONE_BY_ONE = 16  # so many bins are not worth a line of progress
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Surroundings:
+    """What a signed index is given of the world.
+
+    state: its directory, `indexes/NAMESPACE` of the home.
+    cache: where searches keep what they need; None keeps none.
+    progress: told what takes long.
+    now: the clock.
+    """
+
+    state: Path
+    cache: Path | None = None
+    progress: Progress = field(default_factory=Silence)
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Updated:
+    """What an update brought: versions of the top roles before and after, and pages that changed."""
+
+    before: Mapping[str, int]
+    after: Mapping[str, int]
+    pages: tuple[str, ...]
+
+
+class SignedPages:
+    """The pages of one namespace of a signed index, as `index.Pages`."""
+
+    def __init__(self, config: IndexConfig, origin: Origin, given: Surroundings) -> None:
+        """Prepare; nothing is read before it is asked for.
+
+        Args:
+            config: which index it is, and whose signatures count.
+            origin: where it comes from.
+            given: the rest of the world.
+        """
+        if config.root_sha256 is None:
+            raise ValueError(f"no root is configured for {config.name}")
+        self.config = config
+        self.root = str(config.root_sha256)
+        self.directory = given.state / "pages"
+        self._origin = origin
+        self._given = given
+        self._session: Session | None = None
+        self._prefix = ""
+        self._infos: dict[tuple[str, str], TargetFile | None] = {}
+        self._is_new = False
+
+    @property
+    def name(self) -> str:
+        """The namespace."""
+        return self.config.name
+
+    @cached_property
+    def client(self) -> Client:
+        """What verifies; `TrustError` where the first root is not the one that is configured."""
+        from weightpkg.trust_client import Client, Terms  # noqa: PLC0415  slow to import
+
+        terms = Terms(
+            staleness=timedelta(days=self.config.max_staleness_days),
+            now=self._given.now,
+            on_wait=lambda: self._given.progress.note(f"waiting for another update of {self.name}"),
+        )
+        return Client(self.name, self._given.state, self._origin, self._first_root(), terms)
+
+    def _first_root(self) -> bytes:
+        """Return the root that is trusted from the start, fetched by its digest if it is not here."""
+        path = self._given.state / FIRST_ROOT
+        with files.mapped(path):
+            content = path.read_bytes() if path.is_file() else b""
+        if not self._is_first(content):
+            try:
+                content = self._origin.read("metadata/1.root.json", MAX_ROOT)
+            except AbsentError as error:
+                raise self._other_root("is not there") from error
+            if not self._is_first(content):
+                raise self._other_root("has another digest than `root-sha256` in config.toml")
+            files.write_file(path, content, temporary=self._given.state / "tmp")
+        return content
+
+    def _is_first(self, content: bytes) -> bool:
+        wanted = self.config.root_sha256
+        return wanted is not None and hashlib.sha256(content).hexdigest() == wanted.hex
+
+    def _other_root(self, reason: str) -> TrustError:
+        return TrustError(
+            self.name,
+            "1.root.json",
+            reason,
+            hint=f"`weightpkg index add {self.config.url} --name {self.name} --root FILE` with the "
+            "file that the index's maintainers gave you",
+        )
+
+    def session(self) -> Session:
+        """What is held; where nothing is, or it has expired, what can be fetched now.
+
+        Raises:
+            TrustError: it is refused.
+            FetchError: nothing is held, and nothing can be had.
+        """
+        if self._session is None:
+            if not self.client.memory().held:
+                return self.refresh()
+            try:
+                self._accept(self.client.open())
+            except TrustError as error:
+                try:
+                    return self.refresh()
+                except FetchError as offline:
+                    reason = f"{error.reason}, and what is new cannot be had: {offline.message}"
+                    raise TrustError(self.name, error.what, reason, hint=error.hint) from offline
+        assert self._session is not None  # noqa: S101  it was accepted
+        return self._session
+
+    def refresh(self) -> Session:
+        """Fetch what is new, and use that from now on.
+
+        Raises:
+            TrustError: it is refused; what was held stays in use.
+            FetchError: it cannot be had.
+        """
+        self.client.refresh(self._check)
+        session = self.client.open()
+        self._accept(session)
+        self._is_new = True
+        return session
+
+    def _accept(self, session: Session) -> None:
+        prefix = self._check(session)
+        self._session, self._prefix, self._infos = session, prefix, {}
+
+    def _check(self, session: Session) -> str:
+        """Refuse an index that is not laid out as it must be; return what our paths begin with."""
+        from weightpkg import trust_rules as rules  # noqa: PLC0415  as the client
+
+        info = session.targets.targets.get(rules.INDEX_PAGE)
+        if info is None:
+            raise TrustError(self.name, rules.INDEX_PAGE, "is not signed by anybody")
+        content = self._file(session, info, self.directory / rules.INDEX_PAGE)
+        namespace = rules.read_index_page(content, self.name)
+        own = NormalizedName(self.name)
+        if namespace != own and not rules.is_hosted(session.targets, own):
+            raise TrustError(
+                self.name,
+                rules.INDEX_PAGE,
+                f"says that this is the index of `{namespace}`, which does not have `{own}`",
+                hint=f"`weightpkg index add {self.config.url} --name {namespace} --root FILE`",
+            )
+        rules.check_top(self.name, session.root, session.targets, namespace)
+        return rules.prefix_of(own, namespace)
+
+    def _file(self, session: Session, info: TargetFile, path: Path) -> bytes:
+        """Return a signed file: the one that is held if it is right, else fetched."""
+        if info.length > MAX_DOCUMENT_SIZE:
+            raise TrustError(self.name, info.path, f"is larger than {MAX_DOCUMENT_SIZE:,} bytes")
+        with files.mapped(path):
+            if path.is_file() and path.stat().st_size == info.length:
+                content = path.read_bytes()
+                if session.is_right(info, content):
+                    return content
+        content = session.read(info)
+        files.write_file(path, content, temporary=self._given.state / "tmp")
+        return content
+
+    def _asked(self, ask: Callable[[Session], T]) -> T:
+        """Ask; where the origin has moved on since, ask again of what is new."""
+        from weightpkg.trust_client import GoneError  # noqa: PLC0415  as the client
+
+        try:
+            return ask(self.session())
+        except GoneError:
+            if self._is_new:
+                raise
+        return ask(self.refresh())
+
+    def info(self, kind: str, name: str) -> TargetFile | None:
+        """What is signed of a page or a licence's text; None where there is none."""
+        key = (kind, name)
+        if key not in self._infos:
+            found = self._asked(lambda session: session.target(self._path(kind, name)))
+            self._infos[key] = found
+        return self._infos[key]
+
+    def _path(self, kind: str, name: str) -> str:
+        return f"{self._prefix}{kind}/{name}{_SUFFIX[kind]}"
+
+    def _held_path(self, kind: str, name: str) -> Path:
+        return self.directory / kind / f"{name}{_SUFFIX[kind]}"
+
+    def has(self, kind: str, name: str) -> bool:
+        """Whether somebody who may signs such a page."""
+        return self.info(kind, name) is not None
+
+    def read(self, kind: str, name: str) -> bytes:
+        """Return a page, verified; `DocumentError` where there is none."""
+        info = self.info(kind, name)
+        if info is None:
+            raise DocumentError("is not part of the index", source=f"{kind}/{name}")
+        return self._asked(lambda session: self._file(session, info, self._held_path(kind, name)))
+
+    def listing(self, name: str) -> Listing:
+        """What is signed beside the digest of a model's page."""
+        info = self.info("models", name)
+        return read_listing(name, info.unrecognized_fields.get("custom") if info else None)
+
+    def names(self, kind: str) -> list[str]:
+        """The names of all pages of a kind; fetches the roles that are not here."""
+        return sorted({name for role in self.roles() for k, name in self.pages(role) if k == kind})
+
+    def known(self, kind: str) -> list[str]:
+        """The same, as far as it is held: where there are bins, names of pages that were read."""
+        if len(self.roles()) <= 1:
+            return self.names(kind)
+        held = self.directory / kind
+        return sorted(path.stem for path in held.glob("*.toml")) if held.is_dir() else []
+
+    def roles(self) -> list[str]:
+        """The roles that sign the namespace's pages: one, or its bins."""
+        from weightpkg import trust_rules as rules  # noqa: PLC0415  as the client
+
+        if not rules.is_hosted(self.session().targets, NormalizedName(self.name)):
+            return []  # an index that has no pages yet
+        role = self._asked(lambda session: session.role(self.name, "targets"))
+        return rules.bins_of(self.name, self.name, role) or [self.name]
+
+    def role_of(self, kind: str, name: str) -> str:
+        """The role that signs a page, if anybody does."""
+        role = self._asked(lambda session: session.role(self.name, "targets"))
+        succinct = role.delegations.succinct_roles if role.delegations else None
+        return succinct.get_role_for_target(self._path(kind, name)) if succinct else self.name
+
+    def load(self, roles: list[str]) -> None:
+        """Fetch those of some roles that are not here, and verify them."""
+        if roles == [self.name] or not roles:
+            return
+        if len(roles) <= _ONE_BY_ONE:
+            self._asked(lambda session: session.roles(roles, self.name))
+            return
+        with self._given.progress.task(f"roles of the index {self.name}", None):
+            self._asked(lambda session: session.roles(roles, self.name))
+
+    def pages(self, role_name: str) -> Iterator[tuple[str, str]]:
+        """Yield kind and name of each page that a role signs."""
+        from weightpkg import trust_rules as rules  # noqa: PLC0415  as the client
+
+        parent = self._asked(lambda session: session.role(self.name, "targets"))
+        role = parent
+        if role_name != self.name:
+            role = self._asked(lambda session: session.role(role_name, self.name))
+        bins = parent if role is not parent else None
+        for kind, name, info in rules.pages_of(self.name, role_name, role, self._prefix, bins):
+            self._infos[kind, name] = info
+            yield kind, name
+
+    def catalog_source(self) -> SignedSource:
+        """What a catalogue is made of."""
+        return SignedSource(self)
+
+
+@dataclass(frozen=True, slots=True)
+class SignedSource:
+    """The pages of a signed index for a catalogue; the stamp of each is its role's version, and size."""
+
+    pages: SignedPages
+
+    @property
+    def key(self) -> str:
+        """The index's state."""
+        return str(self.pages.directory.absolute())
+
+    def _stamps(self) -> dict[str, int]:
+        versions = self.pages.session().versions()
+        return {role: _number(f"{role} {versions.get(role)}") for role in self.pages.roles()}
+
+    def changed(self) -> int:
+        """A digest of the versions of all roles."""
+        return _number(str(sorted(self._stamps().items())))
+
+    def is_stale(self, made: Made, stamps: Callable[[], dict[str, Stamp]]) -> bool:  # noqa: ARG002  as `Source` has it
+        """Whether a role has another version."""
+        return made.changed != self.changed()
+
+    def listed(self, old: Mapping[str, Stamp]) -> Iterator[tuple[str, Stamp]]:
+        """Yield the pages; of roles that are as they were, what the old catalogue has."""
+        stamps = self._stamps()
+        before = {changed for changed, _ in old.values()}
+        new = [role for role, stamp in stamps.items() if stamp not in before]
+        same = set(stamps.values()) & before
+        yield from ((page, stamp) for page, stamp in old.items() if stamp[0] in same)
+        self.pages.load(new)
+        for role in new:
+            for kind, name in self.pages.pages(role):
+                if kind == "models":
+                    info = self.pages.info(kind, name)
+                    yield name, (stamps[role], info.length if info else 0)
+
+
+def _number(text: str) -> int:
+    """A number below 2**63 that stands for a text."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1
+
+
+class SignedIndex(Index):
+    """An index whose pages are signed, and what only such a one can do."""
+
+    pages: SignedPages
+
+    def __init__(self, config: IndexConfig, origin: Origin, given: Surroundings) -> None:
+        """Prepare; nothing is read before it is asked for; as `SignedPages`."""
+        pages = SignedPages(config, origin, given)
+        super().__init__(pages, cache=given.cache, note=given.progress.note)
+
+    def model(self, name: NormalizedName) -> Model:
+        """As `Index.model`; the texts of its licences are held with its page."""
+        is_new = name not in self._models
+        model = super().model(name)
+        for leaf in identifiers(model.license) if is_new else ():
+            with suppress(FetchError):  # offline, where it is not held, its URL is what is shown
+                self._license(leaf)
+        return model
+
+    def _license(self, leaf: str) -> bytes | None:
+        if not re.fullmatch(r"[A-Za-z0-9.+-]+", leaf) or not self.pages.has("licenses", leaf):
+            return None
+        return self.pages.read("licenses", leaf)
+
+    def update(self) -> Updated:
+        """Bring up to date what is held: metadata, roles, pages.
+
+        Raises:
+            TrustError: what is new is refused; what was held stays.
+            FetchError: it cannot be had.
+        """
+        before = dict(self.pages.client.memory().held)
+        self.pages.refresh()
+        self._models.clear()
+        held = self.pages.client.memory().roles
+        self.pages.load([role for role in self.pages.roles() if role in held])
+        changed = tuple(self._renew())
+        return Updated(before, dict(self.pages.client.memory().held), changed)
+
+    def _renew(self) -> Iterator[str]:
+        for kind, suffix in _SUFFIX.items():
+            directory = self.directory / kind
+            for path in sorted(directory.glob(f"*{suffix}")) if directory.is_dir() else ():
+                name = path.name.removesuffix(suffix)
+                with files.mapped(path):
+                    old = path.read_bytes()
+                if not self.pages.has(kind, name):
+                    files.discard(path)
+                    yield f"{kind}/{name}"
+                elif self.pages.read(kind, name) != old:
+                    yield f"{kind}/{name}"
+
+    def published(self, names: Iterable[NormalizedName]) -> Iterator[tuple[str, bytes]]:
+        """Yield what a mirror must have for some models: relative path and bytes.
+
+        That is every root, the timestamp, the snapshot, each role that is asked when one of the names
+        or of their variants is looked up, and their pages and licences' texts.
+
+        Args:
+            names: of models, or aliases.
+
+        Raises:
+            ModelNotFoundError: the index has no such model.
+            TrustError: something of it is refused.
+            FetchError: something of it cannot be had.
+        """
+        names = list(names)
+        models = [self.model(name) for name in names]
+        targets = [*self._aliases_of(names), *self._targets_of(models)]
+        infos = [self.pages.info(kind, name) for kind, name in dict.fromkeys(targets)]
+        yield from self._metadata({self.pages.role_of(*target) for target in targets})
+        index_page = self.pages.session().targets.targets["index.toml"]
+        for info in [index_page, *filter(None, infos)]:
+            kind, _, name = info.path.removeprefix(self.pages._prefix).rpartition("/")  # noqa: SLF001
+            path = self.directory / kind / name
+            yield _published_path(info), self.pages._file(self.pages.session(), info, path)  # noqa: SLF001
+
+    def _aliases_of(self, names: Iterable[NormalizedName]) -> Iterator[tuple[str, str]]:
+        for name in names:
+            target = name
+            while self.pages.has("aliases", target):
+                yield "aliases", target
+                target = read_alias(self._parse("aliases", target))
+
+    def _targets_of(self, models: Iterable[Model]) -> Iterator[tuple[str, str]]:
+        """Yield what a client asks for on its way to a model: shorter and longer names, too."""
+        for model in models:
+            name = model.normalized_name
+            variants = {v.name for release in model.releases for v in release.variants}
+            asked = {name, *(f"{name}-{variant}" for variant in variants)}
+            for text in sorted(asked):
+                words = text.split("-")
+                for i in range(len(words), 0, -1):
+                    short = "-".join(words[:i])
+                    if len(short) < len(name):
+                        break
+                    yield "aliases", short
+                    yield "models", short
+            for leaf in identifiers(model.license):
+                if re.fullmatch(r"[A-Za-z0-9.+-]+", leaf):
+                    yield "licenses", leaf
+
+    def _metadata(self, asked: set[str]) -> Iterator[tuple[str, bytes]]:
+        session, state = self.pages.session(), self.pages.client.directory
+        for n in range(1, session.root.version + 1):
+            name = f"{n}.root.json"
+            path = state / "held" / name
+            if path.is_file():
+                yield f"metadata/{name}", path.read_bytes()
+            else:  # older than the first that is trusted here; others may begin with it
+                with suppress(AbsentError):
+                    yield f"metadata/{name}", self.pages._origin.read(f"metadata/{name}", MAX_ROOT)  # noqa: SLF001
+        held = self.pages.client.memory().held
+        for role, version in sorted(held.items()):
+            name = f"{role}.json" if role == "timestamp" else f"{version}.{role}.json"
+            yield f"metadata/{name}", (state / "held" / f"{version}.{role}.json").read_bytes()
+        for role, version in sorted(session.loaded().items()):
+            if role not in asked | {self.pages.name}:
+                continue
+            yield f"metadata/{version}.{role}.json", (state / "roles" / f"{role}.json").read_bytes()
+
+
+def _published_path(info: TargetFile) -> str:
+    directory, _, name = info.path.rpartition("/")
+    return "/".join(filter(None, ("targets", directory, f"{info.hashes['sha256']}.{name}")))
