@@ -6,7 +6,7 @@ import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -220,7 +220,7 @@ def test_a_catalogue_of_another_version_is_made_again(
 def test_where_nothing_can_be_kept_a_search_still_has_its_answer(pages: Pages) -> None:
     pages.cache.write_bytes(b"a file where a directory should be")
     assert pages.search("tiny") == ["tiny", "tiny-chat"]
-    assert Index(pages.index).search(["large"])[0].model.name == "large"
+    assert Index(pages.index).search(["large"])[0].listing.name == "large"
 
 
 def test_what_a_killed_process_left_is_swept(pages: Pages) -> None:

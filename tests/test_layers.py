@@ -18,8 +18,8 @@ import weightpkg
 PACKAGE = Path(weightpkg.__file__).parent
 
 ORDER = [
-    "errors", "progress", "digest", "requirement", "tensor", "license_policy", "package", "document",
-    "listing", "confusable", "machine", "shapes", "memory", "hardware", "survey", "diagnosis", "page",
+    "errors", "progress", "confusable", "digest", "requirement", "tensor", "license_policy", "package", "document",
+    "listing", "machine", "shapes", "memory", "hardware", "survey", "diagnosis", "page",
     "formats", "formats.mapped", "formats.strangers", "formats.ggml_grids", "formats.ggml_blocks",
     "formats.ggml", "formats.gguf_header", "formats.gguf",
     "formats.checkpoint_files", "formats.json_text", "formats.safetensors_header", "formats.safetensors",
@@ -28,7 +28,7 @@ ORDER = [
     "sources", "sources.watchdog", "sources.transport", "sources.remote", "sources.wheel",
     "sources.pip_config", "sources.https", "sources.local", "sources.pypi", "sources.hf",
     "sources.openers",
-    "trust_memory", "trust_rules", "trust_origin", "trust_client", "trust_conformance", "trust",
+    "trust_memory", "trust_rules", "trust_origin", "trust_client", "trust_conformance", "trust_status", "trust", "indexes",
     "transfer", "fetch", "resolve", "reference", "retention",
     "licences", "manifest", "lockfile",
     "convert", "convert.plan", "convert.limits", "convert.graph", "convert.weights", "convert.quantize", "convert.rope", "convert.blocks",
@@ -37,7 +37,7 @@ ORDER = [
     "convert.sentence", "convert.sentencepiece", "convert.wordpiece", "convert.unigram", "convert.tokenizer",
     "convert.hf_tokenizer", "convert.genai", "convert.directory", "convert.pipeline", "convert.checkpoints",
     "convert.messages", "convert.published", "convert.child_worker", "convert.child",
-    "install", "verify", "repair", "settings",
+    "install", "verify", "repair", "settings", "enrolment",
     "seals", "locking", "project", "report", "syncing",
     "run", "run.template_worker", "run.template", "run.session", "run.batch", "run.sampling", "run.generate",
     "run.model",

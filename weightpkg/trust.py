@@ -95,11 +95,12 @@ class SignedPages:
         self._prefix = ""
         self._infos: dict[tuple[str, str], TargetFile | None] = {}
         self._is_new = False
+        self.namespace = config.name
 
     @property
     def name(self) -> str:
-        """The namespace."""
-        return self.config.name
+        """What messages call the index: its namespace."""
+        return self.config.name or self.config.url
 
     @cached_property
     def client(self) -> Client:
@@ -188,7 +189,8 @@ class SignedPages:
             raise TrustError(self.name, rules.INDEX_PAGE, "is not signed by anybody")
         content = self._file(session, info, self.directory / rules.INDEX_PAGE)
         namespace = rules.read_index_page(content, self.name)
-        own = NormalizedName(self.name)
+        own = self.config.name or namespace  # while it is being added, the index may say it
+        self.namespace = own
         if namespace != own and not rules.is_hosted(session.targets, own):
             raise TrustError(
                 self.name,
@@ -268,35 +270,35 @@ class SignedPages:
         """The roles that sign the namespace's pages: one, or its bins."""
         from weightpkg import trust_rules as rules  # noqa: PLC0415  as the client
 
-        if not rules.is_hosted(self.session().targets, NormalizedName(self.name)):
+        if not rules.is_hosted(self.session().targets, self.namespace):
             return []  # an index that has no pages yet
-        role = self._asked(lambda session: session.role(self.name, "targets"))
-        return rules.bins_of(self.name, self.name, role) or [self.name]
+        role = self._asked(lambda session: session.role(self.namespace, "targets"))
+        return rules.bins_of(self.name, self.namespace, role) or [self.namespace]
 
     def role_of(self, kind: str, name: str) -> str:
         """The role that signs a page, if anybody does."""
-        role = self._asked(lambda session: session.role(self.name, "targets"))
+        role = self._asked(lambda session: session.role(self.namespace, "targets"))
         succinct = role.delegations.succinct_roles if role.delegations else None
-        return succinct.get_role_for_target(self._path(kind, name)) if succinct else self.name
+        return succinct.get_role_for_target(self._path(kind, name)) if succinct else self.namespace
 
     def load(self, roles: list[str]) -> None:
         """Fetch those of some roles that are not here, and verify them."""
-        if roles == [self.name] or not roles:
+        if roles == [self.namespace] or not roles:
             return
         if len(roles) <= _ONE_BY_ONE:
-            self._asked(lambda session: session.roles(roles, self.name))
+            self._asked(lambda session: session.roles(roles, self.namespace))
             return
         with self._given.progress.task(f"roles of the index {self.name}", None):
-            self._asked(lambda session: session.roles(roles, self.name))
+            self._asked(lambda session: session.roles(roles, self.namespace))
 
     def pages(self, role_name: str) -> Iterator[tuple[str, str]]:
         """Yield kind and name of each page that a role signs."""
         from weightpkg import trust_rules as rules  # noqa: PLC0415  as the client
 
-        parent = self._asked(lambda session: session.role(self.name, "targets"))
+        parent = self._asked(lambda session: session.role(self.namespace, "targets"))
         role = parent
-        if role_name != self.name:
-            role = self._asked(lambda session: session.role(role_name, self.name))
+        if role_name != self.namespace:
+            role = self._asked(lambda session: session.role(role_name, self.namespace))
         bins = parent if role is not parent else None
         for kind, name, info in rules.pages_of(self.name, role_name, role, self._prefix, bins):
             self._infos[kind, name] = info
@@ -467,7 +469,7 @@ class SignedIndex(Index):
             name = f"{role}.json" if role == "timestamp" else f"{version}.{role}.json"
             yield f"metadata/{name}", (state / "held" / f"{version}.{role}.json").read_bytes()
         for role, version in sorted(session.loaded().items()):
-            if role not in asked | {self.pages.name}:
+            if role not in asked | {self.pages.namespace}:
                 continue
             yield f"metadata/{version}.{role}.json", (state / "roles" / f"{role}.json").read_bytes()
 

@@ -80,7 +80,7 @@ def _explain(name: str, rules: Rules, settings: Settings) -> Explanation:
     """Explain a name of the index, or what is found at a reference."""
     index = settings.index()
     if not is_reference(name):
-        return explain(Requirement.parse(name), index, rules)
+        return explain(Requirement.parse(name), index, rules, namespaces=settings.namespaces())
     with settings.sources(settings.store()) as sources:
         resolved = resolve_reference(name, sources.list_repository)
     return Explanation(

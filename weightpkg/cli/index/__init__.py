@@ -7,6 +7,11 @@ import click
 from weightpkg.cli.table import Commands
 
 TABLE = {
+    "add": "Have an index answer for a namespace.",
+    "remove": "Have an index answer no more, and forget all that is held of it.",
+    "list": "List the configured indexes, and whose signatures count.",
+    "update": "Bring up to date what is held of indexes.",
+    "status": "Say what is held of signed indexes: roles, versions, dates and keys.",
     "lint": "Check every rule of docs/index.md; say page and key of every fault.",
 }
 """Each command is `command` in the module of its name."""
