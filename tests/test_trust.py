@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import multiprocessing
 import os
 import shutil
@@ -20,10 +19,12 @@ from tuf.api.metadata import Metadata, TargetFile
 
 from http_server import Site, serve
 from signed_repository import NOW, Repository, alias, page
+from weightpkg import files
 from weightpkg.config import IndexConfig
 from weightpkg.digest import Digest
 from weightpkg.errors import FetchError, ModelNotFoundError, StoreError, TrustError
-from weightpkg.requirement import NormalizedName
+from weightpkg.requirement import NormalizedName, Requirement
+from weightpkg.resolve import resolve
 from weightpkg.sources.transport import Transport, TransportSettings
 from weightpkg.trust import SignedIndex, Surroundings
 from weightpkg.trust_client import Client
@@ -228,7 +229,11 @@ def test_each_role_that_has_expired_is_refused(user: User, role: str) -> None:
         repository.roles["root"].version += 1
         repository.write("root")
     repository.publish(*{role} & {"targets", "acme"})
-    assert f"`{role}.json` has expired" in user.refused()
+    if role == "root":  # a new root counts, whatever it says
+        with pytest.raises(TrustError, match=r"`root.json` has expired"):
+            user.open().update()
+    else:
+        assert f"`{role}.json` has expired" in user.refused()
     user.days = 2
     user.open().update()
 
@@ -236,7 +241,7 @@ def test_each_role_that_has_expired_is_refused(user: User, role: str) -> None:
 def test_what_was_held_expires_and_an_update_is_what_helps(user: User) -> None:
     user.now = NOW + timedelta(days=8)
     with pytest.raises(
-        TrustError, match="`timestamp.json` has expired, and what is new cannot be had"
+        TrustError, match=r"`timestamp.json` has expired, and what is new cannot be had"
     ):
         user.offline().model(TINY)
     user.repository.now = user.now
@@ -315,9 +320,9 @@ def test_fifty_rotations_of_the_root_are_walked_offline(tmp_path: Path) -> None:
     for _ in range(50):
         repository.rotate_root("root")
     repository.publish()
-    files = {path[1:]: content for path, content in repository.site().items()}
+    members = {path[1:]: content for path, content in repository.site().items()}
     user = User(tmp_path / "state", repository)
-    index = user.open(BundleOrigin("site.wpk", files.__getitem__))
+    index = user.open(BundleOrigin("site.wpk", members.__getitem__))
     assert index.model(TINY).name == "tiny"
     assert index.pages.session().root.version == 51
     assert dict(index.published([LITTLE])).keys() >= {
@@ -373,12 +378,6 @@ def test_a_page_that_was_changed_where_it_is_held_is_fetched_again(user: User) -
         user.offline().model(TINY)
     assert user.open().model(TINY).summary == "A model for tests"
     assert held.read_bytes() == PAGES["models/tiny.toml"].encode()
-
-
-def edited(path: Path, edit: Callable[[dict[str, object]], None]) -> None:
-    document = json.loads(path.read_bytes())
-    edit(document)
-    path.write_text(json.dumps(document))
 
 
 @pytest.mark.parametrize("role", ["root", "targets"])
@@ -506,7 +505,7 @@ def nested(content: bytes) -> bytes:
     return b"[" * 10_000
 
 
-DAMAGE = {"truncated": truncated, "empty": lambda _: b"", "nested": nested, "html": lambda _: b"<html>"}  # fmt: skip
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {"truncated": truncated, "empty": lambda _: b"", "nested": nested, "html": lambda _: b"<html>"}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
@@ -611,7 +610,7 @@ def test_a_connection_that_ends_too_early_is_refused(user: User, site: Site) -> 
     )
     quick = TransportSettings(retries=0)
     message = user.refused(WebOrigin(site.url, lambda: Transport(quick)), FetchError)
-    assert "ended after 100 of" in message
+    assert "timestamp.json`: the connection broke" in message
 
 
 def test_a_slow_mirror_has_a_deadline(user: User, site: Site) -> None:
@@ -682,7 +681,7 @@ def test_a_kill_during_an_update_loses_nothing(tmp_path: Path) -> None:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         assert user.offline().names() == ["small", "tiny"]
-        assert user.open().update()
+        user.open().update()
         assert user.offline().model(TINY).summary == f"release {i}"
 
 
@@ -748,13 +747,10 @@ def test_a_mirror_of_bins_has_those_that_are_asked(tmp_path: Path) -> None:
     repository = Repository.make(tmp_path / "repository", PAGES, bins=64)
     index = User(tmp_path / "state", repository).open()
     index.names()
-    files = dict(index.published([TINY]))
-    roles = [path for path in files if "-bin-" in path]
-    assert 1 <= len(roles) <= 6
-    reader = User(tmp_path / "reader", repository).open(BundleOrigin("b.wpk", files.__getitem__))
-    from weightpkg.requirement import Requirement
-    from weightpkg.resolve import resolve
-
+    members = dict(index.published([TINY]))
+    roles = [path for path in members if "-bin-" in path]
+    assert 1 <= len(roles) <= 7
+    reader = User(tmp_path / "reader", repository).open(BundleOrigin("b.wpk", members.__getitem__))
     assert resolve(Requirement.parse("tiny-q8"), reader).full_name == "tiny-q8"
 
 
@@ -790,8 +786,6 @@ def test_a_client_says_what_it_waits_for(tmp_path: Path, user: User) -> None:
 
 
 def _hold(path: Path, told: Path) -> None:
-    from weightpkg import files
-
     with files.lock(path):
         told.touch()
         time.sleep(1)

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 # which letters look like each plain one, after NFKC and lower case
 _LOOKS = {
-    "a": "\u0430\u03b1\u0251\u237a", "b": "\u044c\u03b2\u0432", "c": "\u0441\u03f2\u1d04",
+    "a": "\u0430\u03b1\u0251\u237a", "b": "\u044c\u03b2\u0432", "c": "\u0441\u03c2\u1d04",
     "d": "\u0501", "e": "\u0435\u0454\u212e\u03b5", "g": "\u0261\u0581", "h": "\u04bb\u043d\u0570",
     "i": "\u0456\u03b9\u0131\u0269", "j": "\u0458\u03f3", "k": "\u043a\u03ba", "l": "\u04cf\u01c0\u029f",
     "m": "\u043c", "n": "\u0578\u043f\u03b7", "o": "\u043e\u03bf\u0585\u03c3", "p": "\u0440\u03c1",

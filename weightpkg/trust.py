@@ -95,6 +95,7 @@ class SignedPages:
         self._prefix = ""
         self._infos: dict[tuple[str, str], TargetFile | None] = {}
         self._is_new = False
+        self._index_page = b""
         self.namespace = config.name
 
     @property
@@ -150,7 +151,7 @@ class SignedPages:
             FetchError: nothing is held, and nothing can be had.
         """
         if self._session is None:
-            if not self.client.memory().held:
+            if not self.client.has_held():
                 return self.refresh()
             try:
                 self._accept(self.client.open())
@@ -170,15 +171,35 @@ class SignedPages:
             TrustError: it is refused; what was held stays in use.
             FetchError: it cannot be had.
         """
-        self.client.refresh(self._check)
+        self.client.refresh(self._check_new)
         session = self.client.open()
         self._accept(session)
         self._is_new = True
+        self.roles()  # from now on, it is held
         return session
 
     def _accept(self, session: Session) -> None:
         prefix = self._check(session)
         self._session, self._prefix, self._infos = session, prefix, {}
+        page = self.directory / "index.toml"
+        with files.mapped(page):
+            if not page.is_file() or page.read_bytes() != self._index_page:
+                files.write_file(page, self._index_page, temporary=self._given.state / "tmp")
+
+    def _check_new(self, session: Session) -> None:
+        """Look at all that is new of what is held, so that it counts only if it is right."""
+        from weightpkg import trust_rules as rules  # noqa: PLC0415  as the client
+
+        prefix = self._check(session)
+        if not rules.has_role(session.targets, self.namespace):
+            return
+        role = session.role(self.namespace, "targets")
+        bins = rules.bins_of(self.name, self.namespace, role)
+        if not bins:
+            list(rules.pages_of(self.name, self.namespace, role, prefix))
+        held, versions = self.client.memory().roles, session.versions()
+        changed = [name for name in bins if name in held and held[name] != versions.get(name)]
+        session.roles(changed, self.namespace)
 
     def _check(self, session: Session) -> str:
         """Refuse an index that is not laid out as it must be; return what our paths begin with."""
@@ -187,7 +208,13 @@ class SignedPages:
         info = session.targets.targets.get(rules.INDEX_PAGE)
         if info is None:
             raise TrustError(self.name, rules.INDEX_PAGE, "is not signed by anybody")
-        content = self._file(session, info, self.directory / rules.INDEX_PAGE)
+        content = self._index_page
+        if not session.is_right(info, content):
+            with files.mapped(self.directory), suppress(FileNotFoundError):
+                content = (self.directory / rules.INDEX_PAGE).read_bytes()
+        if not session.is_right(info, content):
+            content = session.read(info)
+        self._index_page = content
         namespace = rules.read_index_page(content, self.name)
         own = self.config.name or namespace  # while it is being added, the index may say it
         self.namespace = own
@@ -227,10 +254,12 @@ class SignedPages:
 
     def info(self, kind: str, name: str) -> TargetFile | None:
         """What is signed of a page or a licence's text; None where there is none."""
+        return self._asked(lambda session: self._signed(session, kind, name))
+
+    def _signed(self, session: Session, kind: str, name: str) -> TargetFile | None:
         key = (kind, name)
         if key not in self._infos:
-            found = self._asked(lambda session: session.target(self._path(kind, name)))
-            self._infos[key] = found
+            self._infos[key] = session.target(self._path(kind, name))
         return self._infos[key]
 
     def _path(self, kind: str, name: str) -> str:
@@ -245,10 +274,14 @@ class SignedPages:
 
     def read(self, kind: str, name: str) -> bytes:
         """Return a page, verified; `DocumentError` where there is none."""
-        info = self.info(kind, name)
-        if info is None:
-            raise DocumentError("is not part of the index", source=f"{kind}/{name}")
-        return self._asked(lambda session: self._file(session, info, self._held_path(kind, name)))
+
+        def ask(session: Session) -> bytes:
+            info = self._signed(session, kind, name)
+            if info is None:
+                raise DocumentError("is not part of the index", source=f"{kind}/{name}")
+            return self._file(session, info, self._held_path(kind, name))
+
+        return self._asked(ask)
 
     def listing(self, name: str) -> Listing:
         """What is signed beside the digest of a model's page."""
@@ -270,7 +303,7 @@ class SignedPages:
         """The roles that sign the namespace's pages: one, or its bins."""
         from weightpkg import trust_rules as rules  # noqa: PLC0415  as the client
 
-        if not rules.is_hosted(self.session().targets, self.namespace):
+        if not rules.has_role(self.session().targets, self.namespace):
             return []  # an index that has no pages yet
         role = self._asked(lambda session: session.role(self.namespace, "targets"))
         return rules.bins_of(self.name, self.namespace, role) or [self.namespace]
@@ -386,8 +419,6 @@ class SignedIndex(Index):
         before = dict(self.pages.client.memory().held)
         self.pages.refresh()
         self._models.clear()
-        held = self.pages.client.memory().roles
-        self.pages.load([role for role in self.pages.roles() if role in held])
         changed = tuple(self._renew())
         return Updated(before, dict(self.pages.client.memory().held), changed)
 

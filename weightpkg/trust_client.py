@@ -86,7 +86,7 @@ class _Fetcher(FetcherInterface):
     """Reads for an Updater, and knows what was read last."""
 
     def __init__(self, read: Callable[[str, int], bytes]) -> None:
-        self._read = read
+        self.read = read
         self.ready: dict[str, bytes] = {}
         self.last = ""
 
@@ -99,7 +99,7 @@ class _Fetcher(FetcherInterface):
         if url in self.ready:
             return self.ready.pop(url)
         try:
-            return self._read(url, max_length)
+            return self.read(url, max_length)
         except AbsentError as error:
             raise exceptions.DownloadHTTPError(error.message, 404) from error
         except OversizeError as error:
@@ -156,6 +156,11 @@ class Client:
         """What is remembered of the index."""
         return load_memory(self.directory)
 
+    def has_held(self) -> bool:
+        """Whether there is metadata that is held."""
+        held = self.memory().held.items()
+        return bool(held) and all((self._held / f"{v}.{role}.json").is_file() for role, v in held)
+
     def refresh(self, check: Callable[[Session], object] = lambda _: None) -> Session:
         """Take what is new at the origin, all of it or nothing.
 
@@ -189,10 +194,11 @@ class Client:
         """
         with self.locked():
             memory = self.memory()
-            if not memory.held:
+            if not self.has_held():
                 hint = f"weightpkg index update {self.name}"
                 raise FetchError(f"of the index `{self.name}` nothing is here yet", hint=hint)
             session = self._session(self.directory / "roles", self._read_held(memory))
+            session.is_held = True
             with self._mapped(session.fetcher):
                 session.updater.refresh()
             self._check_versions(session, memory)
@@ -219,12 +225,13 @@ class Client:
         return Session(self, updater, fetcher, now)
 
     def _read_new(self, path: str, max_bytes: int) -> bytes:
-        """Read a root that is held, or anything from the origin."""
-        held = self._held / path.removeprefix(_METADATA)
-        if path.endswith(".root.json"):
+        """Read a root or a delegated role that is held, or anything from the origin."""
+        version, role = _parts(path)
+        if role == Root.type:
             with suppress(OSError):
-                return held.read_bytes()
-        return self.origin.read(path, max_bytes)
+                return (self._held / f"{version}.root.json").read_bytes()
+        held = _role_in(self.directory / "roles", path)
+        return self.origin.read(path, max_bytes) if held is None else held
 
     def _read_held(self, memory: Memory) -> Callable[[str, int], bytes]:
         def read(path: str, max_bytes: int) -> bytes:
@@ -236,7 +243,8 @@ class Client:
                     return (self._held / name).read_bytes()
                 except FileNotFoundError as error:
                     raise AbsentError(f"`{name}` is not held") from error
-            return self.origin.read(path, max_bytes)
+            fresh = _role_in(self._update_dir, path)
+            return self.origin.read(path, max_bytes) if fresh is None else fresh
 
         return read
 
@@ -350,6 +358,7 @@ class Session:
     updater: Updater
     fetcher: _Fetcher
     now: datetime
+    is_held: bool = False
 
     @property
     def _trusted(self) -> TrustedMetadataSet:
@@ -409,8 +418,12 @@ class Session:
         """
         with self.client.locked(), self.client._mapped(self.fetcher):  # noqa: SLF001  the same module
             found = self.updater.get_targetinfo(path)
-            self.client.remember_roles(self.loaded())
+            self._remember()
             return found
+
+    def _remember(self) -> None:
+        if self.is_held:  # what an update looks at does not count yet
+            self.client.remember_roles(self.loaded())
 
     def role(self, name: str, parent: str) -> Targets:
         """Return a delegated role; raises as `target`."""
@@ -436,7 +449,7 @@ class Session:
                     with client._mapped(self.fetcher, f"{name}.json"):  # noqa: SLF001
                         found.append(self._load(name, parent))
                     advance(1)
-            client.remember_roles(self.loaded())
+            self._remember()
             return found
 
     def _load(self, name: str, parent: str) -> Targets:
@@ -459,7 +472,7 @@ class Session:
 
     def _try(self, path: str, max_bytes: int) -> bytes | None:
         with suppress(FetchError):
-            return self.client.origin.read(path, max_bytes)
+            return self.fetcher.read(path, max_bytes)
         return None
 
     def read(self, info: TargetFile) -> bytes:
@@ -486,6 +499,26 @@ class Session:
         except exceptions.LengthOrHashMismatchError:
             return False
         return True
+
+
+def _parts(path: str) -> tuple[int, str]:
+    """Return version and role of a metadata file; no role for anything else.
+
+    >>> _parts("metadata/5.acme.json"), _parts("targets/index.toml")
+    ((5, 'acme'), (0, ''))
+    """
+    match = re.fullmatch(r"metadata/(\d{1,15})\.([^/]+)\.json", path)
+    return (int(match[1]), match[2]) if match else (0, "")
+
+
+def _role_in(directory: Path, path: str) -> bytes | None:
+    """Return a delegated role that python-tuf has in a directory, if it is of the version asked for."""
+    version, role = _parts(path)
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        content = (directory / f"{role}.json").read_bytes() if role not in ("", *_TOP) else b""
+        if json.loads(content)["signed"]["version"] == version:
+            return content
+    return None
 
 
 def _role_of(message: str) -> str:

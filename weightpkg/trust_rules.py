@@ -138,7 +138,14 @@ def pages_of(
         yield match[1] or "licenses", match[2] or match[3], info
 
 
-def is_hosted(targets: Targets, namespace: NormalizedName) -> bool:
-    """Whether an index hosts a namespace that is not its own."""
+def has_role(targets: Targets, namespace: NormalizedName) -> bool:
+    """Whether there is a role for a namespace."""
     roles = (targets.delegations.roles if targets.delegations else None) or {}
     return namespace in roles
+
+
+def is_hosted(targets: Targets, namespace: NormalizedName) -> bool:
+    """Whether an index has a role for a namespace that is not its own."""
+    roles = (targets.delegations.roles if targets.delegations else None) or {}
+    paths = roles[namespace].paths if namespace in roles else None
+    return bool(paths) and all(path.startswith(f"{namespace}/") for path in paths or ())

@@ -64,7 +64,9 @@ def command(
     chosen = explanation.result()
     if not as_json and not is_explained:
         _print_chosen(explanation)
-        click.echo(f"{chosen.full_name}=={chosen.release.version}")
+        namespace = explanation.requirement.namespace
+        prefix = f"{namespace}/" if namespace else ""
+        click.echo(f"{prefix}{chosen.full_name}=={chosen.release.version}")
 
 
 def _machine(text: str | None) -> Machine:
