@@ -275,6 +275,27 @@ def test_a_configured_index_need_not_be_in_the_manifest(
     assert "it looks like `acme`, and is not" in error
 
 
+def test_what_is_locked_is_installed_though_its_index_has_expired(
+    weightpkg: Command, root: str, repository: Repository, settings: Settings
+) -> None:
+    text = (settings.index_dir / "models" / "tiny.toml").read_text()
+    text = text.replace("file:", f"file://{settings.index_dir.absolute()}/")
+    repository.publish(repository.add("models/tiny.toml", text))
+    done(weightpkg("index", "add", str(repository.directory), "--root", root))
+    Path("weights.toml").write_text('[models]\nhelper = "acme/tiny-q4"\n')
+    done(weightpkg("lock"))
+    memory = settings.home / "indexes" / "acme" / "memory.toml"
+    lines = memory.read_text().splitlines()
+    later = (datetime.now(UTC) + timedelta(days=8)).isoformat()
+    memory.write_text(
+        "\n".join(f'seen = "{later}"' if line.startswith("seen") else line for line in lines)
+    )
+    output = done(weightpkg("sync", "--frozen"))
+    assert "warning: acme/tiny-q4 1.0: whether it was yanked cannot be told: index `acme`" in output
+    assert "installed acme/tiny-q4 1.0" in output
+    refused(weightpkg("lock", "--upgrade"))
+
+
 def test_a_server_that_is_gone_is_no_matter_for_what_is_held(
     weightpkg: Command, root: str, site: Site
 ) -> None:
