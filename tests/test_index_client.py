@@ -155,6 +155,24 @@ def test_a_name_that_could_be_taken_for_another_is_refused(
     assert [index.name for index in load_config(settings.home).indexes] == ["acme"]
 
 
+def test_an_index_keeps_its_root_until_it_is_removed(
+    weightpkg: Command, root: str, repository: Repository, tmp_path: Path, settings: Settings
+) -> None:
+    words = ("index", "add", str(repository.directory), "--root", root)
+    done(weightpkg(*words))
+    done(weightpkg(*words, "--max-staleness", "5"))
+    before = load_config(settings.home).indexes
+    assert before[0].max_staleness_days == 5
+    other = Repository.make(tmp_path / "other", PAGES, now=datetime.now(UTC))
+    again = ("index", "add", str(other.directory), "--sha256", other.root_sha256)
+    assert "`--root` is not the one that this index has here" in refused(weightpkg(*again))
+    unsigned = ("index", "add", str(settings.index_dir), "--name", "acme", "--allow-unsigned-index")
+    assert "`--root` is not the one that this index has here" in refused(weightpkg(*unsigned))
+    assert load_config(settings.home).indexes == before
+    done(weightpkg("index", "remove", "acme"))
+    done(weightpkg(*again))
+
+
 def test_an_expired_index_cannot_be_added_unless_that_is_granted(
     weightpkg: Command, tmp_path: Path
 ) -> None:

@@ -50,7 +50,7 @@ def enrol(
         if not is_named:
             reason = "is missing: nobody signs what this index is called"
             raise TrustError(config.url, "--name", reason)
-        _check_name(config.name, settings)
+        _check_name(config, settings)
         set_index(settings.home, config)
         return config
     with files.scratch_directory(settings.home / "indexes" / "tmp") as scratch:
@@ -59,7 +59,7 @@ def enrol(
         pages = SignedIndex(config, origin, Surroundings(state=scratch, progress=progress)).pages
         pages.refresh()
         config = replace(config, name=config.name or pages.namespace)
-        _check_name(config.name, settings)
+        _check_name(config, settings)
         content = (scratch / FIRST_ROOT).read_bytes()
     state = state_of(settings.home, config.name)
     files.write_file(state / FIRST_ROOT, content, temporary=state / "tmp")
@@ -90,7 +90,16 @@ def _check_signed(config: IndexConfig, origin: Origin) -> None:
     )
 
 
-def _check_name(name: NormalizedName, settings: Settings) -> None:
+def _check_name(config: IndexConfig, settings: Settings) -> None:
+    """Refuse a name that is another index's, or looks as if it were."""
+    name, before = config.name, settings.config().index(config.name)
+    if before is not None and before.root_sha256 != config.root_sha256:
+        raise TrustError(
+            name,
+            "--root",
+            f"is not the one that this index has here; it is at {before.url}",
+            hint=f"if it is another index now, `weightpkg index remove {name}` first",
+        )
     known = [index.name for index in settings.config().indexes]
     if other := lookalike(name, [*known, "default"]):
         raise TrustError(

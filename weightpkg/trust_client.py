@@ -64,6 +64,18 @@ _STALE = (
 )
 
 
+# the most specific first
+_REASONS: tuple[tuple[type[Exception], str, str], ...] = (
+    (exceptions.BadVersionNumberError, "is not the version that it must be: {}", _REPLAYED),
+    (exceptions.UnsignedMetadataError, "is not signed by those who must sign it: {}", _FORGED),
+    (exceptions.LengthOrHashMismatchError, "is not the file that was signed: {}", _FORGED),
+    (DeserializationError, "cannot be read: {}", _FORGED),
+    (exceptions.DownloadLengthMismatchError, "is larger than it can be", _FORGED),
+    (exceptions.DownloadError, "is not to be had: {}", _GONE),
+    (exceptions.RepositoryError, "is not right: {}", _FORGED),
+)
+
+
 class GoneError(TrustError):
     """A file that the metadata names is not there, perhaps because the index has moved on."""
 
@@ -316,32 +328,17 @@ class Client:
                 yield
             except exceptions.ExpiredMetadataError as error:
                 self._remember_time()
-                raise self._error(_role_of(str(error)), "has expired", _STALE) from error
-            except exceptions.BadVersionNumberError as error:
-                reason = f"is not the version that it must be: {error}"
-                raise self._error(what or fetcher.last, reason, _REPLAYED) from error
-            except exceptions.UnsignedMetadataError as error:
-                reason = f"is not signed by those who must sign it: {error}"
-                raise self._error(what or fetcher.last, reason, _FORGED) from error
-            except exceptions.LengthOrHashMismatchError as error:
-                reason = f"is not the file that was signed: {error}"
-                raise self._error(what or fetcher.last, reason, _FORGED) from error
-            except DeserializationError as error:
-                reason = f"cannot be read: {error.__cause__ or error}"
-                raise self._error(what or fetcher.last, reason, _FORGED) from error
-            except exceptions.DownloadLengthMismatchError as error:
-                reason = "is larger than it can be"
-                raise self._error(what or fetcher.last, reason, _FORGED) from error
-            except exceptions.DownloadError as error:
-                reason = f"is not to be had: {error}"
-                raise GoneError(self.name, what or fetcher.last, reason, hint=_GONE) from error
-            except exceptions.RepositoryError as error:
-                raise self._error(
-                    what or fetcher.last, f"is not right: {error}", _FORGED
-                ) from error
+                role = _role_of(str(error))
+                raise TrustError(self.name, role, "has expired", hint=_STALE) from error
+            except (exceptions.RepositoryError, exceptions.DownloadError) as error:
+                raise self._explained(error, what or fetcher.last or "root.json") from error
 
-    def _error(self, what: str, reason: str, hint: str) -> TrustError:
-        return TrustError(self.name, what or "root.json", reason, hint=hint)
+    def _explained(self, error: Exception, what: str) -> TrustError:
+        told = error.__cause__ if isinstance(error, DeserializationError) else error
+        reason, hint = next(row[1:] for row in _REASONS if isinstance(error, row[0]))
+        is_gone = isinstance(error, exceptions.DownloadHTTPError)
+        kind = GoneError if is_gone else TrustError
+        return kind(self.name, what, reason.format(told or error), hint=hint)
 
     def _remember_time(self) -> None:
         """What was seen to have expired stays so, also if the clock is set back."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,10 @@ from weightpkg.settings import Settings
 
 if TYPE_CHECKING:
     from weightpkg.trust_status import RoleStatus
+
+
+_BIN = re.compile(r"-bin-[0-9a-f]+\Z")
+_MANY = 8
 
 
 @click.command("status")
@@ -54,6 +60,11 @@ def command(ctx: click.Context, names: tuple[str, ...], as_json: bool) -> None:
 def _lines(name: str, roles: list[RoleStatus]) -> Iterator[tuple[str, ...]]:
     if not roles:
         yield name, "-", "-", "-", "-", "nothing is held: `weightpkg index update`"
+    bins = [role for role in roles if _BIN.search(role.name)]
+    if len(bins) > _MANY:  # of which the one that expires first says enough
+        roles = [role for role in roles if role not in bins]
+        first = min(bins, key=lambda role: role.expires)
+        roles.append(replace(first, name=f"{_BIN.sub('-bin', first.name)} ({len(bins)})"))
     for role in roles:
         keys = " ".join(key[:8] for key in role.keys)
         expires = role.expires.strftime("%Y-%m-%d %H:%M")
