@@ -89,9 +89,9 @@ def test_pages_are_read_once(pages: Pages, monkeypatch: pytest.MonkeyPatch) -> N
     read: list[str] = []
     plain = Index._read
 
-    def noted(index: Index, path: Path) -> Model:
-        read.append(path.stem)
-        return plain(index, path)
+    def noted(index: Index, name: str) -> Model:
+        read.append(name)
+        return plain(index, name)
 
     monkeypatch.setattr(Index, "_read", noted)
     assert pages.search("large") == ["large"]
