@@ -128,6 +128,13 @@ def test_a_signed_index_answers_as_any_index(tmp_path: Path, bins: int) -> None:
     assert caught.value.nearest == (() if bins else ("small",))
 
 
+def test_a_file_is_found_by_its_digest_in_pages_that_were_read(user: User) -> None:
+    digest = Digest("sha256", hashlib.sha256(b"weights").hexdigest())
+    found = {resolved.full_name for resolved, _ in user.offline().find(digest)}
+    assert found == {"tiny-q4", "tiny-q8"}
+    assert list(user.offline().find(Digest("sha256", "ab" * 32))) == []
+
+
 def test_what_is_held_needs_nothing_else(user: User) -> None:
     index = user.offline()
     assert index.model(TINY).name == "tiny"

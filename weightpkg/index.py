@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -259,13 +259,17 @@ class Index:
         Raises:
             DocumentError: the directory is no index.
         """
-        for name in self._catalog().holders(digest):
+        for name in self._holders(digest):
             model = self.model(NormalizedName(name))
             for release in model.releases:
                 for variant in release.variants:
                     for file in variant.files:
                         if file.sha256 == digest:
                             yield Resolved(model=model, release=release, variant=variant), file
+
+    def _holders(self, digest: Digest) -> Iterable[str]:
+        """The models that may have a file of a SHA-256."""
+        return self._catalog().holders(digest)
 
     def lint(self) -> list[DocumentError]:
         """Return every fault of the index, by page."""

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from weightpkg import files
 from weightpkg.config import IndexConfig
+from weightpkg.digest import Digest
 from weightpkg.document import MAX_DOCUMENT_SIZE
 from weightpkg.errors import DocumentError, FetchError, TrustError
 from weightpkg.index import Index
@@ -296,6 +297,10 @@ class SignedPages:
         """The same, as far as it is held: where there are bins, names of pages that were read."""
         if len(self.roles()) <= 1:
             return self.names(kind)
+        return self.held(kind)
+
+    def held(self, kind: str) -> list[str]:
+        """The names of the pages that were read before."""
         held = self.directory / kind
         return sorted(path.stem for path in held.glob("*.toml")) if held.is_dir() else []
 
@@ -403,6 +408,10 @@ class SignedIndex(Index):
             with suppress(FetchError):  # offline, where it is not held, its URL is what is shown
                 self._license(leaf)
         return model
+
+    def _holders(self, digest: Digest) -> Iterable[str]:  # noqa: ARG002  as `Index` has it
+        """The models whose pages are held: what is signed beside them says nothing of files."""
+        return self.pages.held("models")
 
     def _license(self, leaf: str) -> bytes | None:
         if not re.fullmatch(r"[A-Za-z0-9.+-]+", leaf) or not self.pages.has("licenses", leaf):

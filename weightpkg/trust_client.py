@@ -356,6 +356,7 @@ class Session:
     fetcher: _Fetcher
     now: datetime
     is_held: bool = False
+    _n_remembered: int = 0
 
     @property
     def _trusted(self) -> TrustedMetadataSet:
@@ -419,7 +420,9 @@ class Session:
             return found
 
     def _remember(self) -> None:
-        if self.is_held:  # what an update looks at does not count yet
+        if self.is_held and len(self._trusted) != self._n_remembered:
+            # what an update looks at does not count yet
+            self._n_remembered = len(self._trusted)
             self.client.remember_roles(self.loaded())
 
     def role(self, name: str, parent: str) -> Targets:
@@ -436,6 +439,8 @@ class Session:
             FetchError: one is not held, and cannot be had.
         """
         client = self.client
+        if all(self._trusted.contains(name, parent) for name in names):
+            return [self._load(name, parent) for name in names]
         with client.locked():
             held, found = client.memory().roles, []
             versions = self.versions()
