@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from weightpkg.confusable import lookalike, skeleton, strange_letters
+from weightpkg.confusable import check_distinct, lookalike, skeleton, strange_letters
 from weightpkg.errors import NamespaceNotFoundError, RequirementError, TrustError
-from weightpkg.indexes import check_distinct
 from weightpkg.requirement import NormalizedName, Requirement, is_name
 from weightpkg.resolve import resolve
 

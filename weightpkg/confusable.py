@@ -12,6 +12,8 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
+from weightpkg.errors import TrustError
+
 # which letters look like each plain one, after NFKC and lower case
 _LOOKS = {
     "a": "\u0430\u03b1\u0251\u237a", "b": "\u044c\u03b2\u0432", "c": "\u0441\u03c2\u1d04",
@@ -57,3 +59,21 @@ def strange_letters(name: str) -> str:
     """Say which letters of a name are not plain ones, for messages; empty where all are."""
     strange = dict.fromkeys(c for c in name if not c.isascii())
     return ", ".join(f"U+{ord(c):04X} {unicodedata.name(c, 'without a name')}" for c in strange)
+
+
+def check_distinct(names: Iterable[str]) -> None:
+    """Refuse namespaces of which one could be taken for another.
+
+    Raises:
+        TrustError: there are two.
+    """
+    seen: list[str] = []
+    for name in names:
+        if other := lookalike(name, seen):
+            raise TrustError(
+                name,
+                name,
+                f"could be taken for `{other}`, which is another index",
+                hint=f"`weightpkg index remove {name}`, if you did not mean to have both",
+            )
+        seen.append(name)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from weightpkg.config import IndexConfig
-from weightpkg.confusable import lookalike
 from weightpkg.document import MAX_DOCUMENT_SIZE
-from weightpkg.errors import DocumentError, TrustError
+from weightpkg.errors import DocumentError
 from weightpkg.index import UNSIGNED, Index
 from weightpkg.progress import Progress
 from weightpkg.trust import SignedIndex, Surroundings
@@ -52,24 +51,6 @@ def open_index(config: IndexConfig, home: Path, connect: Connect, progress: Prog
         return Index(config.directory, cache=home / "cache", note=progress.note)
     pages = UnsignedPages(config, origin_of(config, connect), state_of(home, config.name))
     return Index(pages, note=progress.note)
-
-
-def check_distinct(names: Iterable[str]) -> None:
-    """Refuse namespaces of which one could be taken for another.
-
-    Raises:
-        TrustError: there are two.
-    """
-    seen: list[str] = []
-    for name in names:
-        if other := lookalike(name, seen):
-            raise TrustError(
-                name,
-                name,
-                f"could be taken for `{other}`, which is another index",
-                hint=f"`weightpkg index remove {name}`, if you did not mean to have both",
-            )
-        seen.append(name)
 
 
 class UnsignedPages:

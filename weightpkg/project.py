@@ -13,10 +13,9 @@ from pathlib import Path
 
 from weightpkg import files
 from weightpkg.config import IndexConfig, directory_of
-from weightpkg.confusable import lookalike
+from weightpkg.confusable import check_distinct, lookalike
 from weightpkg.errors import NamespaceNotFoundError, ProjectError
 from weightpkg.index import Index
-from weightpkg.indexes import check_distinct
 from weightpkg.lockfile import (
     DEFAULT_INDEX,
     LOCKFILE,

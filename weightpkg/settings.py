@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 import platformdirs
 
 from weightpkg.config import Config, IndexConfig, load_config
+from weightpkg.confusable import check_distinct
 from weightpkg.errors import NamespaceNotFoundError
 from weightpkg.index import Index
-from weightpkg.indexes import check_distinct, open_index
 from weightpkg.progress import Noting, Progress, Silence
 from weightpkg.requirement import NormalizedName
 from weightpkg.store import Store
@@ -124,6 +124,8 @@ class Settings:
 
     def open_index(self, config: IndexConfig, progress: Progress | None = None) -> Index:
         """Open an index of the configuration; nothing of it is read."""
+        from weightpkg.indexes import open_index  # noqa: PLC0415  only who has configured one needs it
+
         return open_index(config, self.home, self.connect, progress or Silence())
 
     def connect(self) -> Transport:
