@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -153,6 +154,26 @@ def test_a_name_that_could_be_taken_for_another_is_refused(
     )
     assert "U+0435 CYRILLIC SMALL LETTER IE" in message
     assert [index.name for index in load_config(settings.home).indexes] == ["acme"]
+
+
+def test_no_cleaning_takes_what_is_remembered(
+    weightpkg: Command, root: str, repository: Repository, settings: Settings
+) -> None:
+    old = repository.site()
+    done(weightpkg("index", "add", str(repository.directory), "--root", root))
+    repository.publish(repository.add("models/support.toml", page("support", summary="released")))
+    done(weightpkg("index", "update"))
+    done(weightpkg("search", "released"))
+    state = settings.home / "indexes" / "acme"
+    before = {path: path.read_bytes() for path in state.rglob("*") if path.is_file()}
+    done(weightpkg("gc", "--unused-for", "0d", "--max-size", "0B", "--sources", "--yes"))
+    shutil.rmtree(settings.home / "cache")
+    shutil.rmtree(settings.home / "tmp", ignore_errors=True)
+    assert {path: path.read_bytes() for path in state.rglob("*") if path.is_file()} == before
+    assert "what is held of signed indexes" in done(weightpkg("cache", "size"))
+    for path, content in old.items():
+        (repository.directory / path[1:]).write_bytes(content)
+    assert "is not the version that it must be" in refused(weightpkg("index", "update", "acme"))
 
 
 def test_an_index_keeps_its_root_until_it_is_removed(
