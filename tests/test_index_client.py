@@ -224,6 +224,16 @@ def test_a_url_without_signatures_needs_to_be_allowed(
         assert json.loads(done(weightpkg("index", "list", "--json")))[0]["allow-unsigned"]
 
 
+def test_a_signed_index_is_not_read_as_a_directory(
+    weightpkg: Command, repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WEIGHTPKG_INDEX", str(repository.directory))
+    result = weightpkg("search", "tests")
+    assert "is not a directory" in refused(result, DocumentError)
+    assert isinstance(result.exception, DocumentError)
+    assert "it is a signed index: `weightpkg index add" in str(result.exception.hint)
+
+
 def test_a_directory_given_by_path_is_the_users_own(weightpkg: Command, settings: Settings) -> None:
     done(weightpkg("index", "add", str(settings.index_dir), "--name", "ours"))
     assert done(weightpkg("resolve", "ours/tiny")).endswith("ours/tiny-q4==1.0\n")

@@ -53,7 +53,7 @@ def enrol(
         _check_name(config, settings)
         set_index(settings.home, config)
         return config
-    with files.scratch_directory(settings.home / "indexes" / "tmp") as scratch:
+    with files.scratch_directory(settings.home / "tmp") as scratch:
         if root is not None:
             files.write_file(scratch / FIRST_ROOT, root, temporary=scratch / "tmp")
         pages = SignedIndex(config, origin, Surroundings(state=scratch, progress=progress)).pages

@@ -98,11 +98,10 @@ class DirectoryPages:
         if not directory.is_dir():
             if kind == "aliases":
                 return []
-            raise DocumentError(
-                "is not a directory",
-                source=str(directory),
-                hint="an index is a directory that holds `models/NAME.toml`",
-            )
+            hint = "an index is a directory that holds `models/NAME.toml`"
+            if (self.directory / "metadata" / "timestamp.json").is_file():
+                hint = f"it is a signed index: `weightpkg index add {self.directory} --root FILE`"
+            raise DocumentError("is not a directory", source=str(directory), hint=hint)
         return _names(directory)
 
     def known(self, kind: str) -> list[str]:
