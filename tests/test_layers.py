@@ -28,7 +28,7 @@ ORDER = [
     "sources", "sources.watchdog", "sources.transport", "sources.remote", "sources.wheel",
     "sources.pip_config", "sources.https", "sources.local", "sources.pypi", "sources.hf",
     "sources.openers",
-    "trust_memory", "trust_rules", "trust_origin", "trust_client", "trust_conformance", "trust_status", "trust", "indexes",
+    "trust_memory", "trust_rules", "trust_origin", "trust_client", "trust_conformance", "trust_status", "trust_pages", "trust", "indexes",
     "transfer", "fetch", "resolve", "reference", "retention",
     "licences", "manifest", "lockfile",
     "convert", "convert.plan", "convert.limits", "convert.graph", "convert.weights", "convert.quantize", "convert.rope", "convert.blocks",
