@@ -6,7 +6,7 @@ import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -41,7 +41,7 @@ class Pages:
         return Index(self.index, cache=self.cache, note=note)
 
     def search(self, *words: str) -> list[str]:
-        return [hit.model.name for hit in self.open().search(words)]
+        return [hit.listing.name for hit in self.open().search(words)]
 
     def file(self) -> Path:
         (path,) = self.cache.glob("*.sqlite")
@@ -81,7 +81,7 @@ def test_a_search_of_very_many_words_has_an_answer(pages: Pages) -> None:
 
 def test_the_limit_keeps_the_best(pages: Pages) -> None:
     hits = pages.open().search(["model"], limit=1)
-    assert [hit.model.name for hit in hits] == ["tiny"]
+    assert [hit.listing.name for hit in hits] == ["tiny"]
 
 
 def test_pages_are_read_once(pages: Pages, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,9 +89,9 @@ def test_pages_are_read_once(pages: Pages, monkeypatch: pytest.MonkeyPatch) -> N
     read: list[str] = []
     plain = Index._read
 
-    def noted(index: Index, path: Path) -> Model:
-        read.append(path.stem)
-        return plain(index, path)
+    def noted(index: Index, name: str) -> Model:
+        read.append(name)
+        return plain(index, name)
 
     monkeypatch.setattr(Index, "_read", noted)
     assert pages.search("large") == ["large"]
@@ -136,13 +136,15 @@ def test_what_was_looked_at_is_not_looked_at_again(
     monkeypatch.setattr(catalog, "_RECENT_NS", 0)
     pages.search("tiny")
     listings: list[Path] = []
-    plain = catalog.Catalog._listed
+    plain = catalog.Directory.listed
 
-    def listed(self: catalog.Catalog) -> Iterator[tuple[str, tuple[int, int]]]:
-        listings.append(self.pages)
-        return plain(self)
+    def listed(
+        self: catalog.Directory, old: Mapping[str, tuple[int, int]]
+    ) -> Iterator[tuple[str, tuple[int, int]]]:
+        listings.append(self.path)
+        return plain(self, old)
 
-    monkeypatch.setattr(catalog.Catalog, "_listed", listed)
+    monkeypatch.setattr(catalog.Directory, "listed", listed)
     assert pages.search("tiny") == ["tiny", "tiny-chat"]
     assert listings == []
 
@@ -218,7 +220,7 @@ def test_a_catalogue_of_another_version_is_made_again(
 def test_where_nothing_can_be_kept_a_search_still_has_its_answer(pages: Pages) -> None:
     pages.cache.write_bytes(b"a file where a directory should be")
     assert pages.search("tiny") == ["tiny", "tiny-chat"]
-    assert Index(pages.index).search(["large"])[0].model.name == "large"
+    assert Index(pages.index).search(["large"])[0].listing.name == "large"
 
 
 def test_what_a_killed_process_left_is_swept(pages: Pages) -> None:

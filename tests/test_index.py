@@ -195,7 +195,7 @@ def test_the_shipped_index_has_what_publishers_say(name: str, size: int, sha256:
 
 def test_search_puts_the_best_first() -> None:
     def names(*words: str) -> list[str]:
-        return [hit.model.name for hit in SHIPPED.search(words)]
+        return [hit.listing.name for hit in SHIPPED.search(words)]
 
     assert names("llama3-8b")[0] == "llama3-8b"
     assert names("llama")[0].startswith("llama")

@@ -18,16 +18,17 @@ import weightpkg
 PACKAGE = Path(weightpkg.__file__).parent
 
 ORDER = [
-    "errors", "progress", "digest", "requirement", "tensor", "license_policy", "package", "document",
-    "machine", "shapes", "memory", "hardware", "survey", "diagnosis", "page",
+    "errors", "progress", "confusable", "digest", "requirement", "tensor", "license_policy", "package", "document",
+    "listing", "machine", "shapes", "memory", "hardware", "survey", "diagnosis", "page",
     "formats", "formats.mapped", "formats.strangers", "formats.ggml_grids", "formats.ggml_blocks",
     "formats.ggml", "formats.gguf_header", "formats.gguf",
     "formats.checkpoint_files", "formats.json_text", "formats.safetensors_header", "formats.safetensors",
     "formats.checkpoint", "formats.onnx_file",
-    "files", "catalog", "index", "placing", "spans", "partial", "store", "adopt", "footprint",
+    "files", "config", "catalog", "index", "placing", "spans", "partial", "store", "adopt", "footprint",
     "sources", "sources.watchdog", "sources.transport", "sources.remote", "sources.wheel",
     "sources.pip_config", "sources.https", "sources.local", "sources.pypi", "sources.hf",
     "sources.openers",
+    "trust_memory", "trust_rules", "trust_origin", "trust_client", "trust_conformance", "trust_status", "trust_pages", "trust", "indexes",
     "transfer", "fetch", "resolve", "reference", "retention",
     "licences", "manifest", "lockfile",
     "convert", "convert.plan", "convert.limits", "convert.graph", "convert.weights", "convert.quantize", "convert.rope", "convert.blocks",
@@ -36,11 +37,11 @@ ORDER = [
     "convert.sentence", "convert.sentencepiece", "convert.wordpiece", "convert.unigram", "convert.tokenizer",
     "convert.hf_tokenizer", "convert.genai", "convert.directory", "convert.pipeline", "convert.checkpoints",
     "convert.messages", "convert.published", "convert.child_worker", "convert.child",
-    "install", "verify", "repair", "settings",
+    "install", "verify", "repair", "settings", "enrolment",
     "seals", "locking", "project", "report", "syncing",
     "run", "run.template_worker", "run.template", "run.session", "run.batch", "run.sampling", "run.generate",
     "run.model",
-    "api", "", "cli.console", "cli.chat", "cli.agreement", "cli.editing", "cli.names", "cli",
+    "api", "", "cli.table", "cli.console", "cli.chat", "cli.agreement", "cli.editing", "cli.names", "cli",
 ]  # fmt: skip
 
 # what a part of the package must not import, beside what stands below it
@@ -64,6 +65,9 @@ HEAVY = {
     "filelock",
     "reflink_copy",
     "tomlkit",
+    "tuf",
+    "securesystemslib",
+    "cryptography",
 }
 
 

@@ -26,9 +26,10 @@ from weightpkg.install import install, plan_install
 from weightpkg.licences import check_accepted, terms_for
 from weightpkg.lockfile import LockedPackage
 from weightpkg.locking import check_policy, select, this_platform
+from weightpkg.package import Resolved
 from weightpkg.progress import Progress, Silence
 from weightpkg.project import Indexes, Project, current_project
-from weightpkg.reference import is_reference, resolve_any
+from weightpkg.reference import index_of, is_reference, resolve_any
 from weightpkg.report import is_meant
 from weightpkg.requirement import Requirement, is_name, normalize_name
 from weightpkg.resolve import resolve
@@ -75,7 +76,9 @@ def find_installed(name: str, settings: Settings, store: Store) -> Installed:
         return max(found, key=store.used)
     requirement = Requirement.parse(name)
     try:
-        resolved = resolve(requirement, settings.index(), settings.rules())
+        resolved = resolve(
+            requirement, settings.index(), settings.rules(), namespaces=settings.namespaces()
+        )
     except ModelNotFoundError:
         # what was installed by a reference has a name that no index knows
         for record in store.installed():
@@ -85,9 +88,15 @@ def find_installed(name: str, settings: Settings, store: Store) -> Installed:
     installed = store.find(
         resolved.model.normalized_name, resolved.variant.name, resolved.release.version
     )
-    if installed is None:
-        raise NotInstalledError(resolved.full_name)
+    # another index can have a model of that name, and this is not it
+    if installed is None or (requirement.namespace and not _is_same(resolved, installed)):
+        raise NotInstalledError(name)
     return installed
+
+
+def _is_same(resolved: Resolved, installed: Installed) -> bool:
+    digests = {file.sha256 for file in installed.files}
+    return all(file.sha256 in digests for file in resolved.variant.files)
 
 
 def _directory(store: Store, installed: Installed) -> Path:
@@ -127,11 +136,13 @@ def _ensure(name: str, settings: Settings, store: Store, progress: Progress) -> 
             return installed
     with settings.sources(store) as sources:
         find = sources.list_repository
-        resolved = resolve_any(name, settings.index(), find, rules=settings.rules())
+        index, namespaces = settings.index(), settings.namespaces()
+        resolved = resolve_any(name, index, find, rules=settings.rules(), namespaces=namespaces)
         progress.note(f"resolved {name} to {resolved}")
         plan = plan_install(resolved, store)
         if plan.missing:
-            for terms in terms_for([(resolved, settings.index_dir)], store):
+            place = index_of(name, index, namespaces).directory
+            for terms in terms_for([(resolved, place)], store):
                 progress.note(terms.note)
         return install(plan, store, settings.fetcher(sources, store, progress))
 

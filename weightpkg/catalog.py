@@ -16,16 +16,16 @@ import hashlib
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from weightpkg import files
 from weightpkg.digest import Digest
 from weightpkg.errors import DocumentError, StoreError
-from weightpkg.package import Model
+from weightpkg.listing import Listing
 from weightpkg.requirement import is_name
 
 VERSION = 1  # goes up when what a catalogue has, or is made of, changes
@@ -62,20 +62,79 @@ Stamp = tuple[int, int]
 """A page's time of change in nanoseconds, and its size."""
 
 
+class Source(Protocol):
+    """The pages that a catalogue is made of."""
+
+    @property
+    def key(self) -> str:
+        """What tells them from other pages."""
+
+    def changed(self) -> int:
+        """A number below 2**63 that changes with them."""
+
+    def is_stale(self, made: Made, stamps: Callable[[], dict[str, Stamp]]) -> bool:
+        """Whether a catalogue may not be of them any more; `stamps` are those that it has."""
+
+    def listed(self, old: Mapping[str, Stamp]) -> Iterator[tuple[str, Stamp]]:
+        """Yield each page with its stamp; `old` are those of an older catalogue."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a catalogue knows of itself: `Source.changed`, when it was made, and how many pages it has."""
+
+    changed: int
+    made: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """Pages in a directory."""
+
+    path: Path
+
+    @property
+    def key(self) -> str:
+        """The directory's path."""
+        return str(self.path.absolute())
+
+    def changed(self) -> int:
+        """The directory's time of change."""
+        return self.path.stat().st_mtime_ns % _LIMIT
+
+    def is_stale(self, made: Made, stamps: Callable[[], dict[str, Stamp]]) -> bool:
+        """Whether pages have changed; of a large index, whether they may have."""
+        if made.count <= _LOOK_AT_ALL:
+            return stamps() != dict(self.listed({}))
+        is_settled = made.changed == self.changed() and made.changed < made.made - _RECENT_NS
+        return not is_settled or not 0 <= time.time_ns() - made.made < _LOOK_AFTER_NS
+
+    def listed(self, old: Mapping[str, Stamp]) -> Iterator[tuple[str, Stamp]]:  # noqa: ARG002  as `Source` has it
+        """Yield the pages that there are; what no name leads to is only of interest to lint."""
+        with os.scandir(self.path) as entries:
+            for entry in entries:
+                page = entry.name.removesuffix(".toml")
+                if page != entry.name and is_name(page):
+                    with suppress(FileNotFoundError):
+                        status = entry.stat(follow_symlinks=False)
+                        yield page, (status.st_mtime_ns % _LIMIT, status.st_size)
+
+
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """The catalogue of a directory of pages.
+    """The catalogue of an index's pages.
 
     Args:
-        pages: the directory.
+        source: the pages.
         cache: where to keep catalogues; None keeps none.
-        read: reads a page; `DocumentError` where it is not valid.
+        read: returns what a page says; `DocumentError` where it is not valid.
         note: told when many pages have to be read.
     """
 
-    pages: Path
+    source: Source
     cache: Path | None
-    read: Callable[[Path], Model]
+    read: Callable[[str], Listing]
     note: Callable[[str], None] = field(default=lambda _: None)
 
     def search(self, words: Sequence[str], limit: int | None) -> list[tuple[str, int]]:
@@ -112,7 +171,7 @@ class Catalog:
                 return self._answer(query, values)
         except OSError as error:
             reason = f"cannot be read: {error.strerror or error}"
-            raise DocumentError(reason, source=str(self.pages)) from error
+            raise DocumentError(reason, source=self.source.key) from error
 
     def _answer(self, query: str, values: Sequence[str | bytes]) -> list[tuple[Any, ...]]:
         with self._open() as connection:
@@ -132,7 +191,7 @@ class Catalog:
 
     @property
     def _path(self) -> Path:
-        key = hashlib.sha256(os.fsencode(self.pages.absolute())).hexdigest()[:16]
+        key = hashlib.sha256(os.fsencode(self.source.key)).hexdigest()[:16]
         return (self.cache or Path()) / f"{key}.sqlite"
 
     def _load(self) -> sqlite3.Connection | None:
@@ -147,25 +206,8 @@ class Catalog:
         return None
 
     def _is_stale(self, connection: sqlite3.Connection) -> bool:
-        """Whether pages have changed; of a large index, whether they may have."""
-        changed, made, count = connection.execute("SELECT * FROM meta").fetchone()[1:]
-        if count <= _LOOK_AT_ALL:
-            return _stamps(connection) != dict(self._listed())
-        is_settled = changed == self._changed() and changed < made - _RECENT_NS
-        return not is_settled or not 0 <= time.time_ns() - made < _LOOK_AFTER_NS
-
-    def _changed(self) -> int:
-        return self.pages.stat().st_mtime_ns % _LIMIT
-
-    def _listed(self) -> Iterator[tuple[str, Stamp]]:
-        """Yield the pages that there are; what no name leads to is only of interest to lint."""
-        with os.scandir(self.pages) as entries:
-            for entry in entries:
-                page = entry.name.removesuffix(".toml")
-                if page != entry.name and is_name(page):
-                    with suppress(FileNotFoundError):
-                        status = entry.stat(follow_symlinks=False)
-                        yield page, (status.st_mtime_ns % _LIMIT, status.st_size)
+        made = Made(*connection.execute("SELECT changed, made, count FROM meta").fetchone())
+        return self.source.is_stale(made, lambda: _stamps(connection))
 
     def _make(self, old: sqlite3.Connection | None) -> sqlite3.Connection:
         """Make the catalogue; take from an old one what it knows of pages as they still are."""
@@ -192,8 +234,8 @@ class Catalog:
 
     def _fill(self, new: sqlite3.Connection, old: sqlite3.Connection | None) -> None:
         new.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;" + _TABLES)
-        made, changed = time.time_ns(), self._changed()
-        todo = dict(self._listed())
+        made, changed = time.time_ns(), self.source.changed()
+        todo = dict(self.source.listed(_stamps(old) if old is not None else {}))
         meta = (VERSION, changed, made, len(todo))
         if old is not None:
             _copy(old, new, todo)
@@ -207,22 +249,14 @@ class Catalog:
 
     def _add(self, new: sqlite3.Connection, page: str, stamp: Stamp) -> None:
         try:
-            model = self.read(self.pages / f"{page}.toml")
+            listing = self.read(page)
         except DocumentError:
             new.execute("INSERT INTO pages (page, changed, size) VALUES (?, ?, ?)", [page, *stamp])
             return
-        words = [model.task, model.architecture, model.license, model.base_model or "", *model.tags]
-        texts = (model.name, "\n".join(["", model.name, *words, ""]), model.summary)
+        texts = (listing.name, "\n".join(["", listing.name, *listing.words, ""]), listing.summary)
         row = [page, *stamp, *(text.lower() for text in texts)]
         new.execute("INSERT INTO pages VALUES (?, ?, ?, ?, ?, ?)", row)
-        digests = {
-            file.sha256.hex
-            for release in model.releases
-            for variant in release.variants
-            for file in variant.files
-            if file.sha256 is not None
-        }
-        rows = [(bytes.fromhex(digest), page) for digest in digests]
+        rows = [(bytes.fromhex(digest.hex), page) for digest in listing.digests]
         new.executemany("INSERT INTO files VALUES (?, ?)", rows)
 
 

@@ -112,11 +112,14 @@ class NoMatchingReleaseError(ResolutionError):
 class NamespaceNotFoundError(ResolutionError):
     """No index owns the namespace that was asked for."""
 
-    def __init__(self, namespace: str, name: str, known: Sequence[str]) -> None:
+    def __init__(
+        self, namespace: str, name: str, known: Sequence[str], *, alike: str | None = None
+    ) -> None:
         have = f"there is {', '.join(f'`{other}`' for other in known)}; " if known else ""
+        meant = f"; it looks like `{alike}`, and is not" if alike else ""
         super().__init__(
-            f"no index owns the namespace `{namespace}`",
-            hint=f"{have}the default index has no prefix: `{name}`",
+            f"no index owns the namespace `{namespace}`{meant}",
+            hint=f"{have}the default index has no prefix: `{name}`; `weightpkg index add` adds one",
         )
         self.namespace = namespace
         self.known = tuple(known)
@@ -276,3 +279,16 @@ class LicenseError(WeightpkgError):
 
     exit_code = 11
     kind = "a licence was not accepted, or is not allowed"
+
+
+class TrustError(WeightpkgError):
+    """An index's signatures, versions, dates or names are not what they must be. Never a warning."""
+
+    exit_code = 12
+    kind = "an index is not signed as it must be, is out of date, or is an older one"
+
+    def __init__(self, index: str, what: str, reason: str, *, hint: str | None = None) -> None:
+        super().__init__(f"index `{index}`: `{what}` {reason}", hint=hint)
+        self.index = index
+        self.what = what
+        self.reason = reason

@@ -7,22 +7,28 @@ says of one page is checked by `page`, and `lint` adds what only the whole index
 from __future__ import annotations
 
 import difflib
+import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
+from weightpkg import files
 from weightpkg.digest import Digest
 from weightpkg.document import MAX_DOCUMENT_SIZE, Table, parse_document
 from weightpkg.errors import DocumentError, ModelNotFoundError
+from weightpkg.listing import Listing
 from weightpkg.package import File, Model, Resolved
 from weightpkg.page import read_alias, read_model
 from weightpkg.requirement import NormalizedName, normalize_name
 
 if TYPE_CHECKING:
-    from weightpkg.catalog import Catalog
+    from weightpkg.catalog import Catalog, Source
+
+UNSIGNED = "unsigned"
+"""The root of an index that has no signatures."""
 
 _NEAREST = 3
 _MAX_ALIASES = 8  # one after the other
@@ -33,31 +39,127 @@ _MANY = 10_000  # to compare so many names takes 0.1 s
 class Hit:
     """A model that a search found; higher scores are better."""
 
-    model: Model
+    listing: Listing
     score: int
 
 
+class Pages(Protocol):
+    """The pages of an index, wherever they are; a kind of page is `models` or `aliases`.
+
+    directory: where texts of licences are, and what `file:` sources are relative to.
+    root: what names the root of their trust, as lockfiles have it.
+    """
+
+    @property
+    def directory(self) -> Path:
+        """A directory of this machine."""
+
+    @property
+    def root(self) -> str:
+        """`unsigned`, or the digest of the first root."""
+
+    def names(self, kind: str) -> list[str]:
+        """The normalised names of all pages of a kind, in order."""
+
+    def known(self, kind: str) -> list[str]:
+        """The same, as far as nothing has to be fetched for it."""
+
+    def has(self, kind: str, name: str) -> bool:
+        """Whether there is such a page."""
+
+    def read(self, kind: str, name: str) -> bytes:
+        """Return a page; `DocumentError` where it cannot be read."""
+
+    def listing(self, name: str) -> Listing | None:
+        """What is known of a model without its page; None where that must be read."""
+
+    def catalog_source(self) -> Source:
+        """What a catalogue of the models is made of."""
+
+
+@dataclass(frozen=True, slots=True)
+class DirectoryPages:
+    """Pages in a directory: the user's own, or one that came with this package."""
+
+    directory: Path
+
+    @property
+    def root(self) -> str:
+        """The digest of the first root where there is one, and nobody has checked it."""
+        path = self.directory / "metadata" / "1.root.json"
+        if not path.is_file():
+            return UNSIGNED
+        with files.mapped(path):
+            return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+
+    def names(self, kind: str) -> list[str]:
+        """The names of all files; `DocumentError` where the directory is no index."""
+        directory = self.directory / kind
+        if not directory.is_dir():
+            if kind == "aliases":
+                return []
+            hint = "an index is a directory that holds `models/NAME.toml`"
+            if (self.directory / "metadata" / "timestamp.json").is_file():
+                hint = f"it is a signed index: `weightpkg index add {self.directory} --root FILE`"
+            raise DocumentError("is not a directory", source=str(directory), hint=hint)
+        return _names(directory)
+
+    def known(self, kind: str) -> list[str]:
+        """The same: all is here."""
+        return self.names(kind)
+
+    def has(self, kind: str, name: str) -> bool:
+        """Whether there is such a file."""
+        return (self.directory / kind / f"{name}.toml").is_file()
+
+    def read(self, kind: str, name: str) -> bytes:
+        """Return a file; `DocumentError` where it cannot be read."""
+        return read_page(self.directory / kind / f"{name}.toml")
+
+    def listing(self, name: str) -> None:  # noqa: ARG002  as `Pages` has it
+        """Nothing: pages are at hand."""
+        return
+
+    def catalog_source(self) -> Source:
+        """The directory; `DocumentError` where it is no index."""
+        from weightpkg.catalog import Directory  # noqa: PLC0415  SQLite, which only searches need
+
+        if not (self.directory / "models").is_dir():
+            self.names("models")
+        return Directory(self.directory / "models")
+
+
 class Index:
-    """An index in a directory."""
+    """An index."""
 
     def __init__(
         self,
-        directory: Path,
+        place: Path | Pages,
         *,
         cache: Path | None = None,
         note: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Open the index of a directory; nothing is read before it is asked for.
+        """Open an index; nothing is read before it is asked for.
 
         Args:
-            directory: the index.
+            place: its directory, or its pages.
             cache: where to keep what searches need; without it, each search reads every page.
             note: told what takes a while.
         """
-        self.directory = directory
+        self.pages: Pages = DirectoryPages(place) if isinstance(place, Path) else place
         self._cache = cache
         self._note = note
         self._models: dict[str, Model] = {}
+
+    @property
+    def directory(self) -> Path:
+        """Where texts of licences are, and what `file:` sources are relative to."""
+        return self.pages.directory
+
+    @property
+    def root(self) -> str:
+        """What names the root of its trust: the digest of its first root, if it is signed."""
+        return self.pages.root
 
     def names(self) -> list[str]:
         """The normalised names of all models, in order.
@@ -65,25 +167,14 @@ class Index:
         Raises:
             DocumentError: the directory is no index.
         """
-        return _names(self._pages())
-
-    def _pages(self) -> Path:
-        pages = self.directory / "models"
-        if not pages.is_dir():
-            raise DocumentError(
-                "is not a directory",
-                source=str(pages),
-                hint="an index is a directory that holds `models/NAME.toml`",
-            )
-        return pages
+        return self.pages.names("models")
 
     def aliases(self) -> list[str]:
         """The normalised names of all aliases, in order."""
-        directory = self.directory / "aliases"
-        return _names(directory) if directory.is_dir() else []
+        return self.pages.names("aliases")
 
     def __contains__(self, name: NormalizedName) -> bool:
-        return self._page(name).is_file() or self._alias_page(name).is_file()
+        return self.pages.has("models", name) or self.pages.has("aliases", name)
 
     def model(self, name: NormalizedName) -> Model:
         """Return a model by its name, or by an alias.
@@ -93,7 +184,7 @@ class Index:
             DocumentError: its page is not valid, or the alias leads nowhere.
         """
         if name not in self._models:
-            self._models[name] = self._read(self._page(self.target(name)))
+            self._models[name] = self._read(self.target(name))
         return self._models[name]
 
     def target(self, name: NormalizedName) -> NormalizedName:
@@ -104,26 +195,27 @@ class Index:
             DocumentError: an alias leads nowhere, or back to itself, or is a model, too.
         """
         way = [name]
-        while (page := self._alias_page(way[-1])).is_file():
-            if self._page(way[-1]).is_file():
-                raise DocumentError(f"`{way[-1]}` is a model, too", source=_source(page))
-            way.append(read_alias(self._parse(page)))
+        while self.pages.has("aliases", way[-1]):
+            source = f"aliases/{way[-1]}.toml"
+            if self.pages.has("models", way[-1]):
+                raise DocumentError(f"`{way[-1]}` is a model, too", source=source)
+            way.append(read_alias(self._parse("aliases", way[-1])))
             if way[-1] in way[:-1] or len(way) > _MAX_ALIASES + 1:
                 what = (
                     "goes in a circle" if way[-1] in way[:-1] else "leads through too many aliases"
                 )
                 reason = f"{what}: {' -> '.join(way)}"
-                raise DocumentError(reason, where="model", source=_source(page))
-        if self._page(way[-1]).is_file():
+                raise DocumentError(reason, where="model", source=source)
+        if self.pages.has("models", way[-1]):
             return way[-1]
         if len(way) == 1:
             raise ModelNotFoundError(name, self.nearest(name))
         reason = f"no model is called `{way[-1]}`"
-        raise DocumentError(reason, where="model", source=_source(self._alias_page(way[-2])))
+        raise DocumentError(reason, where="model", source=f"aliases/{way[-2]}.toml")
 
     def nearest(self, name: str) -> list[str]:
         """The names most like one that is not there."""
-        known = self.names() + self.aliases()
+        known = self.pages.known("models") + self.pages.known("aliases")
         if len(known) > _MANY:
             known = [other for other in known if other[:2] == name[:2]]
         near = difflib.get_close_matches(name, known, n=_NEAREST, cutoff=0.6)
@@ -142,7 +234,7 @@ class Index:
             DocumentError: the directory is no index.
         """
         found = self._catalog().search(words, limit)
-        return [Hit(self.model(NormalizedName(name)), score) for name, score in found]
+        return [Hit(self._listing(name), score) for name, score in found]
 
     def faulty(self) -> list[NormalizedName]:
         """Return the names of the pages that a search leaves out because they are not valid.
@@ -155,7 +247,10 @@ class Index:
     def _catalog(self) -> Catalog:
         from weightpkg.catalog import Catalog  # noqa: PLC0415  SQLite, which only searches need
 
-        return Catalog(self._pages(), self._cache, self._read, self._note)
+        return Catalog(self.pages.catalog_source(), self._cache, self._listing, self._note)
+
+    def _listing(self, name: str) -> Listing:
+        return self.pages.listing(name) or Listing.of(self._read(name))
 
     def find(self, digest: Digest) -> Iterator[tuple[Resolved, File]]:
         """Yield each variant that has a file of a SHA-256, with that file.
@@ -163,7 +258,7 @@ class Index:
         Raises:
             DocumentError: the directory is no index.
         """
-        for name in self._catalog().holders(digest):
+        for name in self._holders(digest):
             model = self.model(NormalizedName(name))
             for release in model.releases:
                 for variant in release.variants:
@@ -171,13 +266,17 @@ class Index:
                         if file.sha256 == digest:
                             yield Resolved(model=model, release=release, variant=variant), file
 
+    def _holders(self, digest: Digest) -> Iterable[str]:
+        """The models that may have a file of a SHA-256."""
+        return self._catalog().holders(digest)
+
     def lint(self) -> list[DocumentError]:
         """Return every fault of the index, by page."""
         faults: list[DocumentError] = []
         models: list[Model] = []
         for path in sorted((self.directory / "models").iterdir()):
             try:
-                models.append(self._read(path))
+                models.append(_read_path(path))
             except DocumentError as error:
                 faults.append(error)
         faults += self._faults_of_aliases()
@@ -210,31 +309,36 @@ class Index:
             )
         return found
 
-    def _page(self, name: str) -> Path:
-        return self.directory / "models" / f"{name}.toml"
+    def _parse(self, kind: str, name: str) -> Table:
+        return parse_document(self.pages.read(kind, name), source=f"{kind}/{name}.toml")
 
-    def _alias_page(self, name: str) -> Path:
-        return self.directory / "aliases" / f"{name}.toml"
+    def _read(self, name: str) -> Model:
+        return _checked(read_model(self._parse("models", name)), name)
 
-    def _parse(self, path: Path) -> Table:
-        source = _source(path)
-        try:
-            if path.is_symlink() or not path.is_file() or path.suffix != ".toml":
-                raise DocumentError("is not a regular file NAME.toml", source=source)
-            if path.stat().st_size > MAX_DOCUMENT_SIZE:
-                raise DocumentError(f"larger than {MAX_DOCUMENT_SIZE:,} bytes", source=source)
-            content = path.read_bytes()
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise DocumentError(f"cannot be read: {reason}", source=source) from error
-        return parse_document(content, source=source)
 
-    def _read(self, path: Path) -> Model:
-        model = read_model(self._parse(path))
-        if model.normalized_name != path.stem:
-            reason = f"`{model.name}` belongs on the page {model.normalized_name}.toml"
-            raise DocumentError(reason, where="name", source=_source(path))
-        return model
+def read_page(path: Path) -> bytes:
+    """Return the bytes of a page; `DocumentError` where it is no page, or cannot be read."""
+    source = _source(path)
+    try:
+        if path.is_symlink() or not path.is_file() or path.suffix != ".toml":
+            raise DocumentError("is not a regular file NAME.toml", source=source)
+        if path.stat().st_size > MAX_DOCUMENT_SIZE:
+            raise DocumentError(f"larger than {MAX_DOCUMENT_SIZE:,} bytes", source=source)
+        return path.read_bytes()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DocumentError(f"cannot be read: {reason}", source=source) from error
+
+
+def _read_path(path: Path) -> Model:
+    return _checked(read_model(parse_document(read_page(path), source=_source(path))), path.stem)
+
+
+def _checked(model: Model, name: str) -> Model:
+    if model.normalized_name != name:
+        reason = f"`{model.name}` belongs on the page {model.normalized_name}.toml"
+        raise DocumentError(reason, where="name", source=f"models/{name}.toml")
+    return model
 
 
 def _names(directory: Path) -> list[str]:

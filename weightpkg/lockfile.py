@@ -31,8 +31,6 @@ from weightpkg.requirement import NormalizedName, normalize_name
 LOCKFILE = "weights.lock"
 MAJOR, MINOR = 1, 0
 DEFAULT_INDEX = "default"
-UNSIGNED = "unsigned"
-"""The root of an index that has no signatures."""
 
 _HEADER = "# Written by `weightpkg lock`; change weights.toml and run that, and not this file.\n"
 _AGAIN = "bring back one that was not edited; or remove it, and `weightpkg lock` writes it anew"

@@ -124,7 +124,8 @@ def check_roots(lockfile: Lockfile, roots: Mapping[NormalizedName, str]) -> None
         if now is None:
             raise ProjectError(
                 f"the lockfile needs the index `{index.name}`, which the manifest does not have",
-                hint=f'add `{index.name} = "PATH"` to its `[indexes]`',
+                hint=f'add `{index.name} = "PATH"` to its `[indexes]`, or `weightpkg index add` it, if '
+                "it is signed",
             )
         if now != index.root:
             raise ProjectError(

@@ -22,6 +22,18 @@ class Progress(Protocol):
         """Say one line about what was decided or done."""
 
 
+class Noting:
+    """Passes notes on, and nothing else."""
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        self.note = note
+
+    def task(self, description: str, total: int | None) -> AbstractContextManager[Advance]:  # noqa: ARG002
+        """Say what begins."""
+        self.note(description)
+        return nullcontext(lambda _: None)
+
+
 class Silence:
     """Tells nobody."""
 

@@ -6,19 +6,19 @@ A project is the nearest directory upwards that has a `weights.toml`, or a `pypr
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from weightpkg import files
-from weightpkg.errors import ProjectError, ResolutionError
+from weightpkg.config import IndexConfig, directory_of
+from weightpkg.confusable import check_distinct, lookalike
+from weightpkg.errors import NamespaceNotFoundError, ProjectError
 from weightpkg.index import Index
 from weightpkg.lockfile import (
     DEFAULT_INDEX,
     LOCKFILE,
-    UNSIGNED,
     LockedPackage,
     Lockfile,
     dump_lockfile,
@@ -162,15 +162,19 @@ class Indexes:
 
     def __init__(self, root: Path, manifest: Manifest, settings: Settings) -> None:
         """Find out where they are, some of them relative to a project's root; nothing is read."""
-        self._indexes = {_DEFAULT: settings.index()}
+        self._indexes = {_DEFAULT: settings.index(), **settings.namespaces()}
+        configured = {config.name: config for config in settings.config().indexes}
         for name, location in manifest.indexes:
             if name == _DEFAULT:
                 raise ProjectError(
                     f"`{DEFAULT_INDEX}` is the index without a prefix",
                     hint="WEIGHTPKG_INDEX says where that one is; give this one another name",
                 )
-            directory = Path(location.removeprefix("file://").removeprefix("file:")).expanduser()
-            self._indexes[name] = Index(root / directory)
+            if name in configured:
+                _check_same(name, location, configured[name], root)
+            else:
+                self._indexes[name] = Index(root / _directory(name, location))
+        check_distinct(self._indexes)
 
     def directory(self, name: NormalizedName | None) -> Path:
         """Where an index is; the default one's place for none."""
@@ -178,7 +182,7 @@ class Indexes:
 
     def roots(self) -> dict[NormalizedName, str]:
         """The root of each index."""
-        return {name: root_of(index.directory) for name, index in self._indexes.items()}
+        return {name: index.root for name, index in self._indexes.items()}
 
     def ask(self, text: str) -> Offer:
         """Resolve a requirement with the index of its namespace.
@@ -189,12 +193,9 @@ class Indexes:
         requirement = Requirement.parse(text)
         name = requirement.namespace or _DEFAULT
         if name not in self._indexes:
-            known = ", ".join(f"`{other}`" for other in self._indexes if other != _DEFAULT)
-            raise ResolutionError(
-                f"no index owns the namespace `{name}`",
-                hint=f"the project has {known or 'no index beside the default one'}; "
-                "`[indexes]` of its manifest names them",
-            )
+            known = sorted(other for other in self._indexes if other != _DEFAULT)
+            alike = lookalike(name, known)
+            raise NamespaceNotFoundError(name, requirement.name, known, alike=alike)
         return Offer(resolve(replace(requirement, namespace=None), self._indexes[name]), name)
 
     def model_of(self, package: LockedPackage) -> Model | None:
@@ -217,13 +218,38 @@ class Indexes:
         return next((r for r in releases if r.version == package.version), None)
 
 
-def root_of(directory: Path) -> str:
-    """Return what names the root of an index's trust: its first root metadata, if it is signed."""
-    path = directory / "metadata" / "1.root.json"
-    if not path.is_file():
-        return UNSIGNED
-    with files.mapped(path):
-        return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+def _directory(name: NormalizedName, location: str) -> Path:
+    """Return the directory of an index that only the project names; it is relative to the project's.
+
+    Raises:
+        ProjectError: it is elsewhere, so that it has to be configured whose signatures count.
+    """
+    directory = directory_of(location)
+    if directory is None:
+        raise ProjectError(
+            f"the project's index `{name}` is at `{location}`, and nothing says whose signatures count",
+            hint=f"`weightpkg index add {location} --name {name} --root FILE`, with the file that its "
+            "maintainers give you",
+        )
+    return directory
+
+
+def _check_same(name: NormalizedName, location: str, config: IndexConfig, root: Path) -> None:
+    """Refuse a project that means another index than the one that has the namespace here.
+
+    Raises:
+        ProjectError: it does.
+    """
+    directory = directory_of(location)
+    if directory is not None and config.directory is not None:
+        is_same = (root / directory).absolute() == config.directory.absolute()
+    else:
+        is_same = location.rstrip("/") == config.url.rstrip("/")
+    if not is_same:
+        raise ProjectError(
+            f"the project's index `{name}` is at `{location}`, and config.toml has it at `{config.url}`",
+            hint="a namespace has one index: change one of the two",
+        )
 
 
 def make_ask(

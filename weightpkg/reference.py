@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from packaging.version import Version
 
@@ -44,6 +44,8 @@ from weightpkg.store import Installed
 
 if TYPE_CHECKING:
     from weightpkg.sources.hf import HubFile, Listing
+
+T = TypeVar("T")
 
 ListRepository = Callable[[str, str], "Listing"]
 """Lists a repository of the hub at a revision; `FetchError` where it cannot."""
@@ -97,6 +99,7 @@ def resolve_any(
     list_repository: ListRepository,
     *,
     rules: Rules | None = None,
+    namespaces: Mapping[NormalizedName, Models] | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
 ) -> Resolved:
@@ -107,6 +110,7 @@ def resolve_any(
         index: knows the names.
         list_repository: lists a repository of the hub.
         rules: what may be chosen where a name leaves a choice.
+        namespaces: the indexes that know names with a prefix.
         include: as in `resolve_reference`.
         exclude: the same.
 
@@ -120,7 +124,13 @@ def resolve_any(
     if include or exclude:
         reason = "`--include` and `--exclude` choose files of a whole hf: repository"
         raise RequirementError(text, reason)
-    return resolve(Requirement.parse(text), index, rules)
+    return resolve(Requirement.parse(text), index, rules, namespaces=namespaces)
+
+
+def index_of(text: str, default: T, namespaces: Mapping[NormalizedName, T]) -> T:
+    """Return the index that answers for a name or a reference; the default one for what has no prefix."""
+    namespace = None if is_reference(text) else Requirement.parse(text).namespace
+    return default if namespace is None else namespaces[namespace]
 
 
 def matching(text: str, records: Iterable[Installed]) -> list[Installed]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from weightpkg.errors import DocumentError, ModelNotFoundError
+from weightpkg.errors import DocumentError, FetchError, ModelNotFoundError, TrustError
 from weightpkg.lockfile import LockedModel, LockedPackage, Lockfile
 from weightpkg.package import File, Model
 from weightpkg.project import Indexes
@@ -173,7 +173,7 @@ def _notes(was: LockedPackage, now: LockedPackage, indexes: Indexes) -> Iterator
     """Yield what the releases after the older version, up to the newer, say that changed."""
     try:
         model = indexes.model_of(now)
-    except (DocumentError, ModelNotFoundError):
+    except (DocumentError, ModelNotFoundError, TrustError, FetchError):
         return
     low, high = sorted((was.version, now.version))
     for release in model.releases if model else ():

@@ -12,6 +12,7 @@ from typing import NewType
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
+from weightpkg.confusable import strange_letters
 from weightpkg.errors import RequirementError
 
 NormalizedName = NewType("NormalizedName", str)
@@ -69,7 +70,9 @@ class Requirement:
         namespace, name, spec = match["namespace"], match["name"], match["spec"]
         for part in filter(None, (namespace, name)):
             if not is_name(part):
-                raise RequirementError(text, f"`{part}` is not a name")
+                strange = strange_letters(part)
+                has = f": it has {strange}" if strange else ""
+                raise RequirementError(text, f"`{part}` is not a name{has}")
         try:
             specifier = SpecifierSet(spec or "")
         except InvalidSpecifier as error:

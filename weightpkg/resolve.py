@@ -11,6 +11,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NoReturn, Protocol
 
+from weightpkg.confusable import lookalike
 from weightpkg.errors import (
     ModelNotFoundError,
     NamespaceNotFoundError,
@@ -203,7 +204,8 @@ def _owner(
         return index
     if requirement.namespace not in namespaces:
         name = requirement.name
-        raise NamespaceNotFoundError(requirement.namespace, name, sorted(namespaces))
+        known, alike = sorted(namespaces), lookalike(requirement.namespace, namespaces)
+        raise NamespaceNotFoundError(requirement.namespace, name, known, alike=alike)
     return namespaces[requirement.namespace]
 
 

@@ -17,8 +17,12 @@ from typing import TYPE_CHECKING
 
 import platformdirs
 
+from weightpkg.config import Config, IndexConfig, load_config
+from weightpkg.confusable import check_distinct
+from weightpkg.errors import NamespaceNotFoundError
 from weightpkg.index import Index
-from weightpkg.progress import Progress
+from weightpkg.progress import Noting, Progress, Silence
+from weightpkg.requirement import NormalizedName
 from weightpkg.store import Store
 
 if TYPE_CHECKING:
@@ -29,6 +33,10 @@ if TYPE_CHECKING:
     from weightpkg.sources import Content
     from weightpkg.sources.hf import Listing
     from weightpkg.sources.openers import Openers
+    from weightpkg.sources.pip_config import PipConfig
+    from weightpkg.sources.transport import Transport
+
+_DEFAULT = NormalizedName("default")
 
 VARIABLES = {
     "WEIGHTPKG_HOME": "where models are kept, in place of the system's directory for user data",
@@ -85,8 +93,67 @@ class Settings:
         return Store(self.home)
 
     def index(self, note: Callable[[str], None] = lambda _: None) -> Index:
-        """The index; `note` is told what takes a while."""
+        """The default index; `note` is told what takes a while.
+
+        Raises:
+            DocumentError: the configuration is not valid.
+        """
+        config = None if self.environ.get("WEIGHTPKG_INDEX") else self.config().index(_DEFAULT)
+        if config is not None:
+            return self.open_index(config, Noting(note))
         return Index(self.index_dir, cache=self.home / "cache", note=note)
+
+    def config(self) -> Config:
+        """What the user's configuration says.
+
+        Raises:
+            DocumentError: it is not valid.
+        """
+        return load_config(self.home)
+
+    def namespaces(self, progress: Progress | None = None) -> dict[NormalizedName, Index]:
+        """The configured indexes by the namespaces that they own; nothing of them is read.
+
+        Raises:
+            DocumentError: the configuration is not valid.
+            TrustError: the names of two could be taken for each other.
+        """
+        configs = [config for config in self.config().indexes if config.name != _DEFAULT]
+        check_distinct(config.name for config in configs)
+        return {each.name: self.open_index(each, progress) for each in configs}
+
+    def open_index(self, config: IndexConfig, progress: Progress | None = None) -> Index:
+        """Open an index of the configuration; nothing of it is read."""
+        from weightpkg.indexes import open_index  # noqa: PLC0415  only who has configured one needs it
+
+        return open_index(config, self.home, self.connect, progress or Silence())
+
+    def connect(self) -> Transport:
+        """Make what reaches servers that are not told who asks; the caller closes it."""
+        from weightpkg.sources.transport import Transport  # noqa: PLC0415  slow to import
+
+        config = self._pip_config().transport
+        return Transport(replace(config, credentials={}, tokens={}, is_anonymous=True))
+
+    def _pip_config(self) -> PipConfig:
+        from weightpkg.sources.pip_config import read_pip_config  # noqa: PLC0415  only downloads need it
+
+        return read_pip_config(
+            self.environ, home=Path.home(), prefix=Path(sys.prefix), platform=sys.platform
+        )
+
+    def index_of(self, namespace: NormalizedName | None) -> Index:
+        """The index that owns a namespace; the default one for none.
+
+        Raises:
+            NamespaceNotFoundError: no index owns it.
+        """
+        if namespace is None:
+            return self.index()
+        known = self.namespaces()
+        if namespace not in known:
+            raise NamespaceNotFoundError(namespace, "NAME", sorted(known))
+        return known[namespace]
 
     def rules(self) -> Rules:
         """What may be chosen here: what this machine has memory for."""
@@ -102,13 +169,11 @@ class Settings:
             yield Sources(cache(lambda: stack.enter_context(self._openers(store))))
 
     def _openers(self, store: Store) -> Openers:
-        from weightpkg.sources.openers import Openers  # noqa: PLC0415  slow to import, and
-        from weightpkg.sources.pip_config import read_pip_config  # noqa: PLC0415  only downloads need it
+        from weightpkg.sources.openers import Openers  # noqa: PLC0415  slow to import
 
-        config = read_pip_config(
-            self.environ, home=Path.home(), prefix=Path(sys.prefix), platform=sys.platform
+        return Openers(
+            self._pip_config(), self.environ, index_dir=self.index_dir, temp_dir=store.root / "tmp"
         )
-        return Openers(config, self.environ, index_dir=self.index_dir, temp_dir=store.root / "tmp")
 
     def fetcher(
         self,

@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING
 
 from weightpkg import convert, retention, seals
 from weightpkg.digest import Digest
-from weightpkg.errors import DocumentError, IntegrityError, ProjectError, StoreError, WeightpkgError
+from weightpkg.errors import (
+    DocumentError,
+    FetchError,
+    IntegrityError,
+    ProjectError,
+    StoreError,
+    TrustError,
+    WeightpkgError,
+)
 from weightpkg.install import Plan, install, plan_install
 from weightpkg.lockfile import LockedPackage, Lockfile
 from weightpkg.locking import check_policy, check_roots, drift, is_for, this_platform
@@ -108,7 +116,8 @@ def _sources_today(package: LockedPackage, indexes: Indexes) -> dict[Digest, tup
     """Where the index says today that files are; a mirror may say so of the same digests."""
     try:
         release = indexes.release_of(package)
-    except DocumentError:  # the lockfile has all that is needed, but for newer sources
+    except (DocumentError, TrustError, FetchError):
+        # the lockfile has all that is needed, but for newer sources
         return {}
     variants = release.variants if release else ()
     return {
@@ -157,8 +166,9 @@ def yanks(packages: Iterable[LockedPackage], indexes: Indexes) -> Iterator[str]:
             continue
         try:
             release = indexes.release_of(package)
-        except DocumentError as error:
-            yield f"{package}: the index cannot be read: {error.message}"
+        except (DocumentError, TrustError, FetchError) as error:
+            # digests are locked, so that no index is needed to install the right bytes
+            yield f"{package}: whether it was yanked cannot be told: {error.message}"
             continue
         again = f"`weightpkg lock --upgrade {package.name}` takes another release"
         if release is None:

@@ -18,6 +18,7 @@ PLACES = {
     "partial": "unfinished downloads",
     "quarantine": "damaged and replaced",
     "cache": "what searches of the index need",
+    "indexes": "what is held of signed indexes",
     "tmp": "unfinished",
 }
 

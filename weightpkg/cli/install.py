@@ -10,7 +10,7 @@ from weightpkg.cli.agreement import agree
 from weightpkg.cli.console import format_size, make_progress, print_json
 from weightpkg.fetch import DEFAULT_JOBS
 from weightpkg.install import Plan, install, plan_install
-from weightpkg.reference import resolve_any
+from weightpkg.reference import index_of, resolve_any
 from weightpkg.settings import Settings
 
 
@@ -56,13 +56,21 @@ def command(
     fetched, unless --include says otherwise. A broken download goes on where it stopped.
     """
     settings = Settings.from_environment()
-    store, index = settings.store(), settings.index()
+    store, index, namespaces = settings.store(), settings.index(), settings.namespaces()
     progress = make_progress(quiet=quiet)
     with settings.sources(store) as sources:
         find = sources.list_repository
         rules = settings.rules()
         resolved = [
-            resolve_any(n, index, find, rules=rules, include=include, exclude=exclude)
+            resolve_any(
+                n,
+                index,
+                find,
+                rules=rules,
+                namespaces=namespaces,
+                include=include,
+                exclude=exclude,
+            )
             for n in names
         ]
         plans = [plan_install(each, store, allow_conversion=not no_convert) for each in resolved]
@@ -71,7 +79,8 @@ def command(
         for plan in plans:
             progress.note(_describe(plan))
         if not dry_run:
-            new = [(plan.resolved, settings.index_dir) for plan in plans if plan.missing]
+            places = [index_of(name, index, namespaces).directory for name in names]
+            new = [(p.resolved, place) for p, place in zip(plans, places, strict=True) if p.missing]
             agree(new, store, accept_license)
         fetcher = settings.fetcher(
             sources, store, progress, jobs=jobs, timeout_s=timeout, find_links=find_links

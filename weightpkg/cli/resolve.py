@@ -64,7 +64,9 @@ def command(
     chosen = explanation.result()
     if not as_json and not is_explained:
         _print_chosen(explanation)
-        click.echo(f"{chosen.full_name}=={chosen.release.version}")
+        namespace = explanation.requirement.namespace
+        prefix = f"{namespace}/" if namespace else ""
+        click.echo(f"{prefix}{chosen.full_name}=={chosen.release.version}")
 
 
 def _machine(text: str | None) -> Machine:
@@ -80,7 +82,7 @@ def _explain(name: str, rules: Rules, settings: Settings) -> Explanation:
     """Explain a name of the index, or what is found at a reference."""
     index = settings.index()
     if not is_reference(name):
-        return explain(Requirement.parse(name), index, rules)
+        return explain(Requirement.parse(name), index, rules, namespaces=settings.namespaces())
     with settings.sources(settings.store()) as sources:
         resolved = resolve_reference(name, sources.list_repository)
     return Explanation(

@@ -24,7 +24,8 @@ def command(name: str, context: int | None, as_json: bool) -> None:
     """Show what the index says of a model, and what of it is installed."""
     settings = Settings.from_environment()
     requirement = Requirement.parse(name)
-    model = resolve(requirement, settings.index()).model
+    index, namespaces = settings.index(), settings.namespaces()
+    model = resolve(requirement, index, namespaces=namespaces).model
     for note in (*_alias_notes(requirement, model), *model.notes):
         click.echo(f"note: {note}", err=True)
     records = [r for r in settings.store().installed() if r.name == model.normalized_name]

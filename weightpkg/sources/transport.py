@@ -104,6 +104,7 @@ class TransportSettings:
 
     credentials: user and password by origin.
     tokens: bearer tokens by origin.
+    is_anonymous: whether nobody is told who asks, whatever `.netrc` has.
     """
 
     timeout_s: float = 30.0
@@ -114,6 +115,7 @@ class TransportSettings:
     trusted_hosts: frozenset[str] = frozenset()
     credentials: Mapping[Origin, tuple[str, str]] = field(default_factory=dict, repr=False)
     tokens: Mapping[Origin, str] = field(default_factory=dict, repr=False)
+    is_anonymous: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +178,13 @@ class _Bearer(AuthBase):
 
     def __call__(self, r: requests.PreparedRequest) -> requests.PreparedRequest:
         r.headers["Authorization"] = f"Bearer {self._token}"
+        return r
+
+
+class _Nobody(AuthBase):
+    """Sets nothing; as an `auth`, it keeps requests from looking into `.netrc`."""
+
+    def __call__(self, r: requests.PreparedRequest) -> requests.PreparedRequest:
         return r
 
 
@@ -310,8 +319,10 @@ class Transport:
         settings = self.settings
         there = origin(url)
         trusted = settings.trusted_hosts & {there.host, f"{there.host}:{there.port}"}
-        auth: AuthBase | None = None
-        if credentials:
+        auth: AuthBase | None = _Nobody() if settings.is_anonymous else None
+        if settings.is_anonymous:
+            pass
+        elif credentials:
             auth = HTTPBasicAuth(*(part.encode() for part in credentials))
         elif token := settings.tokens.get(there):
             auth = _Bearer(token)
