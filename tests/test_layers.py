@@ -40,7 +40,7 @@ ORDER = [
     "seals", "locking", "project", "report", "syncing",
     "run", "run.template_worker", "run.template", "run.session", "run.batch", "run.sampling", "run.generate",
     "run.model",
-    "api", "", "cli.console", "cli.chat", "cli.agreement", "cli.editing", "cli.names", "cli",
+    "api", "", "cli.table", "cli.console", "cli.chat", "cli.agreement", "cli.editing", "cli.names", "cli",
 ]  # fmt: skip
 
 # what a part of the package must not import, beside what stands below it

@@ -6,7 +6,6 @@ code here and nowhere else; any other exception is a bug and shows its traceback
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from typing import NoReturn
@@ -14,6 +13,7 @@ from typing import NoReturn
 import click
 
 from weightpkg import __version__
+from weightpkg.cli.table import Commands
 from weightpkg.errors import WeightpkgError
 
 EXIT_INTERRUPTED = 130
@@ -49,28 +49,12 @@ TABLE = {
 """Each command is `command` in the module of its name."""
 
 
-class Commands(click.Group):
-    """The table as a group: a command is imported only when it is used, and listed without."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
-        """Return the names, in the table's order."""
-        return list(TABLE)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  click's signature
-        """Import a command."""
-        if cmd_name not in TABLE:
-            return None
-        module = importlib.import_module(f"weightpkg.cli.{cmd_name}")
-        command: click.Command = module.command
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  click's signature
-        """List the commands without importing them."""
-        with formatter.section("Commands"):
-            formatter.write_dl(list(TABLE.items()))
-
-
-@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    cls=Commands,
+    table=TABLE,
+    package=__name__,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(__version__, prog_name="weightpkg")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but results and errors.")
 @click.pass_context

@@ -1,4 +1,4 @@
-"""`weightpkg index`."""
+"""`weightpkg index lint`."""
 
 from __future__ import annotations
 
@@ -11,15 +11,10 @@ from weightpkg.index import Index
 from weightpkg.settings import Settings
 
 
-@click.group("index")
-def command() -> None:
-    """Work on an index."""
-
-
-@command.command("lint")
+@click.command("lint")
 @click.argument("directory", required=False, type=click.Path(path_type=Path))
 @click.pass_context
-def lint(ctx: click.Context, directory: Path | None) -> None:
+def command(ctx: click.Context, directory: Path | None) -> None:
     """Check every rule of docs/index.md; say page and key of every fault.
 
     DIRECTORY is an index; without it, the one in use is checked.
