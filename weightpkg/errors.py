@@ -192,6 +192,13 @@ class UnsupportedVersionError(DocumentError):
     """A document of a newer major version than this weightpkg can read."""
 
 
+class SigningError(WeightpkgError):
+    """An index cannot be signed or published as it is: a key, a threshold, a date, or what changed."""
+
+    exit_code = 13
+    kind = "an index cannot be signed or published as it is"
+
+
 class FormatError(WeightpkgError):
     """A model file is malformed, or made to harm; names the file and the place."""
 

@@ -362,17 +362,32 @@ def _check_page_name(path: Path) -> None:
 
 
 def _ambiguities(models: Sequence[Model], aliases: Sequence[str]) -> Iterator[DocumentError]:
-    """Yield each name that two things have: a variant's full name, a model's, or an alias."""
+    named = (
+        (model.name, {variant.name for release in model.releases for variant in release.variants})
+        for model in models
+    )
+    return ambiguities(named, aliases)
+
+
+def ambiguities(
+    models: Iterable[tuple[str, Iterable[str]]], aliases: Sequence[str]
+) -> Iterator[DocumentError]:
+    """Yield each name that two things have: a variant's full name, a model's, or an alias.
+
+    Args:
+        models: each one's name, and its variants'.
+        aliases: all of them.
+    """
+    taken = set(aliases)
     owners: dict[str, list[str]] = defaultdict(list)
     for alias in aliases:
         owners[alias].append(f"alias `{alias}`")
-    for model in models:
-        if model.normalized_name not in aliases:  # else it is said of the alias
-            owners[model.normalized_name].append(f"model `{model.name}`")
-        variants = {variant.name for release in model.releases for variant in release.variants}
+    for model, variants in models:
+        if normalize_name(model) not in taken:  # else it is said of the alias
+            owners[normalize_name(model)].append(f"model `{model}`")
         for variant in sorted(variants):
-            owner = f"variant `{variant}` of `{model.name}`"
-            owners[normalize_name(f"{model.name}-{variant}")].append(owner)
+            owner = f"variant `{variant}` of `{model}`"
+            owners[normalize_name(f"{model}-{variant}")].append(owner)
     for name, owned in sorted(owners.items()):
         if len(owned) > 1:
             yield DocumentError(f"is ambiguous: {' and '.join(owned)}", source=name)

@@ -13,6 +13,15 @@ TABLE = {
     "update": "Bring up to date what is held of indexes.",
     "status": "Say what is held of signed indexes: roles, versions, dates and keys.",
     "lint": "Check every rule of docs/index.md; say page and key of every fault.",
+    "init": "Make a maintainers' directory, where a signed index is worked on.",
+    "key": "Keys: make, list, replace and revoke them.",
+    "delegate": "Take in another publisher, whose own keys sign its pages.",
+    "add-model": "Make the page of a model of its files.",
+    "release": "Add a release, or a variant of one, to a model's page.",
+    "yank": "Say of a release why nobody should use it.",
+    "sign": "Sign what changed: pages, keys, and whatever has expired.",
+    "publish": "Write the signed index into a directory, as static files.",
+    "serve": "Serve a published index on this machine, for trying out.",
 }
 """Each command is `command` in the module of its name."""
 
