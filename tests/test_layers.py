@@ -29,7 +29,7 @@ ORDER = [
     "sources.pip_config", "sources.https", "sources.local", "sources.pypi", "sources.hf",
     "sources.openers",
     "transfer", "fetch", "resolve", "reference", "retention",
-    "licences", "manifest", "lockfile",
+    "licenses", "manifest", "lockfile",
     "convert", "convert.plan", "convert.limits", "convert.graph", "convert.weights", "convert.quantize", "convert.rope", "convert.blocks",
     "convert.experts", "convert.rotary", "convert.hyperparameters", "convert.hf_config", "convert.hf_decoder",
     "convert.packed", "convert.small_floats", "convert.packings", "convert.encoder", "convert.archs", "convert.archs.bert", "convert.archs.roberta", "convert.archs.distilbert", "convert.archs.modernbert", "convert.archs.nomic_bert", "convert.archs.llama", "convert.archs.qwen2", "convert.archs.qwen3", "convert.archs.phi3", "convert.archs.granite", "convert.archs.olmo2", "convert.archs.smollm3", "convert.archs.stablelm", "convert.archs.starcoder2", "convert.archs.gpt2", "convert.archs.falcon", "convert.archs.gemma2", "convert.archs.gemma3", "convert.archs.mixtral", "convert.archs.qwen3moe", "convert.archs.gpt_oss", "convert.archs.deepseek2",

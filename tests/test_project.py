@@ -252,7 +252,7 @@ MANIFESTS = {
     "group": ('[models]\ndev = "tiny"\n[models.Dev]\na = "tiny"\n', "called `dev`"),
     "reserved": ('[models]\nname = "tiny"\n', "cannot be what a role is called"),
     "indexes": ('[indexes]\nacme = "a"\nACME = "b"\n', "is the same namespace as `acme`"),
-    "licence": ('deny = ["no way"]\n', "is not the SPDX name of a licence"),
+    "license": ('deny = ["no way"]\n', "is not the SPDX name of a license"),
     "conflict": ("<<<<<<< HEAD\n[models]\n=======\n>>>>>>> b\n", "is a merge conflict's marker"),
     "type": ("[models]\nchat = 7\n", "must be a string"),
     "nested": ("[models.dev]\na.b.c = 1\n", "`models.dev.a"),

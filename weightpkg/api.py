@@ -23,7 +23,7 @@ from weightpkg.errors import (
     StoreError,
 )
 from weightpkg.install import install, plan_install
-from weightpkg.licences import check_accepted, terms_for
+from weightpkg.licenses import check_accepted, terms_for
 from weightpkg.lockfile import LockedPackage
 from weightpkg.locking import check_policy, select, this_platform
 from weightpkg.progress import Progress, Silence

@@ -272,7 +272,7 @@ class ProjectError(WeightpkgError):
 
 
 class LicenseError(WeightpkgError):
-    """A licence was not accepted, or the project's policy does not allow it."""
+    """A license was not accepted, or the project's policy does not allow it."""
 
     exit_code = 11
-    kind = "a licence was not accepted, or is not allowed"
+    kind = "a license was not accepted, or is not allowed"

@@ -91,7 +91,7 @@ def plan_lock(
     Raises:
         ResolutionError: something wanted is not to be had.
         ProjectError: a locked release is gone, or is another one today; a name to upgrade is none.
-        LicenseError: the policy does not allow a licence.
+        LicenseError: the policy does not allow a license.
     """
     if upgrade.everything:
         old = replace(old, indexes=())
@@ -136,14 +136,14 @@ def check_roots(lockfile: Lockfile, roots: Mapping[NormalizedName, str]) -> None
 
 
 def check_policy(package: LockedPackage, policy: LicensePolicy) -> None:
-    """Refuse a package whose licence the project does not allow.
+    """Refuse a package whose license the project does not allow.
 
     Raises:
         LicenseError: so it is.
     """
     reason: str | None
     if package.license == UNKNOWN:
-        reason = "its licence is not known" if policy.allowed is not None else None
+        reason = "its license is not known" if policy.allowed is not None else None
     else:
         reason = policy.refusal(package.license)
     if reason:
@@ -228,7 +228,7 @@ def _like(new: LockedPackage, requirement: str, old: Lockfile) -> LockedPackage 
 def _confirmed(was: LockedPackage, ask: Ask, notes: list[str]) -> LockedPackage:
     """Return a locked package, once its index was seen to describe the same bytes today.
 
-    Its licence is what the index says by now. What else that says, such as other sources, does not
+    Its license is what the index says by now. What else that says, such as other sources, does not
     make it another lockfile.
     """
     hint = f"`weightpkg lock --upgrade {was.name}` takes another release"

@@ -1,6 +1,6 @@
 """What a project wants: `weights.toml`, or `[tool.weightpkg]` of `pyproject.toml`.
 
-Models by role, in groups; the platforms that they are for; the licences that will do; the indexes
+Models by role, in groups; the platforms that they are for; the licenses that will do; the indexes
 beside the default one. `docs/projects.md` is the specification. Edits go through tomlkit, from text
 to text, so that comments and order survive, and each is read again before it is believed.
 """
@@ -156,7 +156,7 @@ def _policy(table: Table) -> LicensePolicy:
     for key in ("allow-licenses", "deny"):
         for i, text in enumerate(table.strings(key)):
             if not re.match(r"[A-Za-z0-9][A-Za-z0-9.+-]*( WITH [A-Za-z0-9.-]+)?\Z", text):
-                raise table.error(f"{key}[{i}]", f"`{text}` is not the SPDX name of a licence")
+                raise table.error(f"{key}[{i}]", f"`{text}` is not the SPDX name of a license")
     return LicensePolicy(allowed if "allow-licenses" in table else None, table.strings("deny"))
 
 

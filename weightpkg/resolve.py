@@ -48,7 +48,7 @@ class Rules:
 
     machine: where it shall run. It decides among variants, not against one that is asked for by name.
     context: tokens for which there must be memory, or None for `memory.DEFAULT_CONTEXT`.
-    licenses: which licences may be used.
+    licenses: which licenses may be used.
     convertible: the architectures that are converted, by format; a format without is not looked at.
     needs: memory by full name and version, of what is installed, where it need not be estimated.
     """
@@ -290,7 +290,7 @@ def _variant(variant: Variant, wanted: NormalizedName | None) -> Iterator[Exclus
 def _license(model: Model, rules: Rules) -> Iterator[Exclusion]:
     reason = rules.licenses.refusal(model.license) if rules.licenses else None
     if reason is not None:
-        yield Exclusion("license", f"the licence {reason}")
+        yield Exclusion("license", f"the license {reason}")
 
 
 def _architecture(resolved: Resolved, rules: Rules) -> Iterator[Exclusion]:

@@ -27,7 +27,7 @@ from weightpkg.settings import Settings
     help="Look here for files before they are downloaded.",
 )
 @click.option(
-    "--accept-license", multiple=True, metavar="ID", help="Agree to a licence beforehand."
+    "--accept-license", multiple=True, metavar="ID", help="Agree to a license beforehand."
 )
 @click.option("--jobs", type=click.IntRange(1, 64), default=DEFAULT_JOBS, show_default=True)
 @click.option("--timeout", type=click.FloatRange(0.1), help="Seconds that a file may take in all.")

@@ -22,7 +22,7 @@ from weightpkg.settings import Settings
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def command(ctx: click.Context, words: tuple[str, ...], limit: int, as_json: bool) -> None:
-    """Search names, summaries, tags and licences; the best match comes first."""
+    """Search names, summaries, tags and licenses; the best match comes first."""
     index = Settings.from_environment().index(note=_note)
     hits = index.search(words, limit=limit + 1 if limit else None)
     _note_faults(index, is_empty=not hits)
