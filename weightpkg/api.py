@@ -127,7 +127,7 @@ def _ensure(name: str, settings: Settings, store: Store, progress: Progress) -> 
             return installed
     with settings.sources(store) as sources:
         find = sources.list_repository
-        resolved = resolve_any(name, settings.index(), find, rules=settings.rules())
+        resolved = resolve_any(name, settings.index(), find, rules=settings.rules)
         progress.note(f"resolved {name} to {resolved}")
         plan = plan_install(resolved, store)
         if plan.missing:

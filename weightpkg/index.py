@@ -6,7 +6,6 @@ says of one page is checked by `page`, and `lint` adds what only the whole index
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weightpkg.digest import Digest
-from weightpkg.document import MAX_DOCUMENT_SIZE, Table, parse_document
+from weightpkg.document import MAX_DOCUMENT_SIZE, Table, nearest, parse_document
 from weightpkg.errors import DocumentError, ModelNotFoundError
 from weightpkg.package import File, Model, Resolved
 from weightpkg.page import read_alias, read_model
@@ -126,7 +125,7 @@ class Index:
         known = self.names() + self.aliases()
         if len(known) > _MANY:
             known = [other for other in known if other[:2] == name[:2]]
-        near = difflib.get_close_matches(name, known, n=_NEAREST, cutoff=0.6)
+        near = nearest(name, known, n=_NEAREST)
         return near or [other for other in known if other in name or name in other][:_NEAREST]
 
     def search(self, words: Sequence[str], *, limit: int | None = None) -> list[Hit]:

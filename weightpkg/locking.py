@@ -193,8 +193,7 @@ def satisfies(package: LockedPackage, requirement: str) -> bool:
     """Whether a package can be what a requirement got."""
     if is_reference(requirement):
         return package.reference == requirement
-    specifier = Requirement.parse(requirement).specifier
-    return package.reference is None and specifier.contains(package.version, prereleases=True)
+    return package.reference is None and Requirement.parse(requirement).accepts(package.version)
 
 
 def _pick(

@@ -223,6 +223,4 @@ def is_meant(package: LockedPackage, name: str) -> bool:
     requirement = Requirement.parse(name)
     prefix = f"{requirement.namespace}/" if requirement.namespace else ""
     own = {package.full_name, package.full_name.removesuffix(f"-{package.variant}")}
-    return f"{prefix}{requirement.name}" in own and requirement.specifier.contains(
-        package.version, prereleases=True
-    )
+    return f"{prefix}{requirement.name}" in own and requirement.accepts(package.version)

@@ -235,9 +235,9 @@ def _by_preference(model: Model, variants: Iterable[Variant]) -> list[Variant]:
 
 def _takes_prereleases(requirement: Requirement, model: Model) -> bool:
     """Whether a pre-release will do: one is asked for, or no other release matches (PEP 440)."""
-    specifier = requirement.specifier
-    return bool(specifier.prereleases) or not any(
-        specifier.contains(release.version)
+    has_asked = bool(requirement.versions) and bool(requirement.specifier.prereleases)
+    return has_asked or not any(
+        requirement.accepts(release.version)
         for release in model.releases
         if not release.version.is_prerelease and (release.yanked is None or requirement.is_pinned)
     )
@@ -270,9 +270,9 @@ def _consider(
 def _version(
     release: Release, requirement: Requirement, *, takes_prereleases: bool
 ) -> Iterator[Exclusion]:
-    version, specifier = release.version, requirement.specifier
-    if not specifier.contains(version, prereleases=True):
-        yield Exclusion("version", f"{version} does not match `{specifier}`")
+    version = release.version
+    if not requirement.accepts(version):
+        yield Exclusion("version", f"{version} does not match `{requirement.versions}`")
     elif version.is_prerelease and not takes_prereleases:
         yield Exclusion("prerelease", f"{version} is a pre-release, and none is asked for")
 
@@ -328,7 +328,7 @@ def _raise(explanation: Explanation) -> NoReturn:
     if not left:
         raise NoMatchingReleaseError(
             model.name,
-            str(explanation.requirement.specifier) or "no version in particular",
+            explanation.requirement.versions or "no version in particular",
             [_version_text(release) for release in model.releases],
         )
     named = [each for each in left if wanted in {None, each.resolved.variant.name}]

@@ -15,8 +15,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import platformdirs
-
 from weightpkg.index import Index
 from weightpkg.progress import Progress
 from weightpkg.store import Store
@@ -75,7 +73,7 @@ class Settings:
         home = environ.get("WEIGHTPKG_HOME")
         index = environ.get("WEIGHTPKG_INDEX")
         return cls(
-            Path(home) if home else platformdirs.user_data_path("weightpkg", appauthor=False),
+            Path(home) if home else _default_home(),
             Path(index) if index else _default_index(),
             environ,
         )
@@ -153,6 +151,12 @@ class Settings:
             return Places(directories=named)
         found = Places.of_machine(self.environ, Path.home())
         return replace(found, directories=(*named, *found.directories))
+
+
+def _default_home() -> Path:
+    import platformdirs  # noqa: PLC0415  slow, and not needed where the environment says it
+
+    return platformdirs.user_data_path("weightpkg", appauthor=False)
 
 
 def _default_index() -> Path:

@@ -8,7 +8,6 @@ import click
 
 from weightpkg.cli.agreement import agree
 from weightpkg.cli.console import format_size, make_progress, print_json
-from weightpkg.fetch import DEFAULT_JOBS
 from weightpkg.install import Plan, install, plan_install
 from weightpkg.reference import resolve_any
 from weightpkg.settings import Settings
@@ -29,7 +28,7 @@ from weightpkg.settings import Settings
 @click.option(
     "--accept-license", multiple=True, metavar="ID", help="Agree to a license beforehand."
 )
-@click.option("--jobs", type=click.IntRange(1, 64), default=DEFAULT_JOBS, show_default=True)
+@click.option("--jobs", type=click.IntRange(1, 64), show_default="8")
 @click.option("--timeout", type=click.FloatRange(0.1), help="Seconds that a file may take in all.")
 @click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
@@ -43,7 +42,7 @@ def command(
     exclude: tuple[str, ...],
     find_links: tuple[Path, ...],
     accept_license: tuple[str, ...],
-    jobs: int,
+    jobs: int | None,
     timeout: float | None,
     dry_run: bool,
     as_json: bool,
@@ -60,9 +59,8 @@ def command(
     progress = make_progress(quiet=quiet)
     with settings.sources(store) as sources:
         find = sources.list_repository
-        rules = settings.rules()
         resolved = [
-            resolve_any(n, index, find, rules=rules, include=include, exclude=exclude)
+            resolve_any(n, index, find, rules=settings.rules, include=include, exclude=exclude)
             for n in names
         ]
         plans = [plan_install(each, store, allow_conversion=not no_convert) for each in resolved]

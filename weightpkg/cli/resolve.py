@@ -16,7 +16,6 @@ from weightpkg.reference import is_reference, resolve_reference
 from weightpkg.requirement import Requirement
 from weightpkg.resolve import Candidate, Exclusion, Explanation, Rules, consider, explain
 from weightpkg.settings import Settings
-from weightpkg.survey import this_machine
 
 
 @click.command("resolve")
@@ -69,6 +68,8 @@ def command(
 
 def _machine(text: str | None) -> Machine:
     if text is None:
+        from weightpkg.survey import this_machine
+
         return this_machine()
     path = Path(text)
     if path.is_file():
