@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NoReturn, Protocol
+from typing import TYPE_CHECKING, Literal, NoReturn, Protocol
 
 from weightpkg.errors import (
     ModelNotFoundError,
@@ -18,11 +18,13 @@ from weightpkg.errors import (
     NothingFitsError,
     VariantNotFoundError,
 )
-from weightpkg.license_policy import LicensePolicy
-from weightpkg.machine import Machine
-from weightpkg.memory import Need, estimate
 from weightpkg.package import UNKNOWN, Model, Release, Resolved, Variant
 from weightpkg.requirement import NormalizedName, Requirement
+
+if TYPE_CHECKING:
+    from weightpkg.license_policy import LicensePolicy
+    from weightpkg.machine import Machine
+    from weightpkg.memory import Need
 
 RuleName = Literal[
     "version", "prerelease", "yanked", "variant", "license", "architecture", "memory"
@@ -74,7 +76,7 @@ class Candidate:
 
     exclusions: every rule that excludes it.
     notes: what would have excluded it, had it not been asked for so exactly.
-    need: the memory that it takes, or None where its size is not known.
+    need: the memory that it takes, or None where its size is not known, or no machine is.
     """
 
     resolved: Resolved
@@ -301,6 +303,10 @@ def _architecture(resolved: Resolved, rules: Rules) -> Iterator[Exclusion]:
 
 
 def _need(resolved: Resolved, rules: Rules) -> Need | None:
+    if rules.machine is None:
+        return None
+    from weightpkg.memory import estimate  # noqa: PLC0415  only who asks for a machine needs it
+
     known = rules.needs.get(str(resolved))
     return known or estimate(resolved.model, resolved.variant, rules.context)
 

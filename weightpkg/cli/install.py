@@ -68,13 +68,14 @@ def command(
             print_json([_as_json(plan) for plan in plans])
         for plan in plans:
             progress.note(_describe(plan))
-        if not dry_run:
-            new = [(plan.resolved, settings.index_dir) for plan in plans if plan.missing]
-            agree(new, store, accept_license)
+        if dry_run:
+            return
+        new = [(plan.resolved, settings.index_dir) for plan in plans if plan.missing]
+        agree(new, store, accept_license)
         fetcher = settings.fetcher(
             sources, store, progress, jobs=jobs, timeout_s=timeout, find_links=find_links
         )
-        for plan in [] if dry_run else plans:
+        for plan in plans:
             progress.note(f"installed {install(plan, store, fetcher)}")
 
 
