@@ -101,7 +101,9 @@ class NoMatchingReleaseError(ResolutionError):
 
     def __init__(self, model: str, specifier: str, available: Sequence[str]) -> None:
         super().__init__(
-            f"no release of `{model}` matches `{specifier}`",
+            f"no release of `{model}` matches `{specifier}`"
+            if specifier
+            else f"every release of `{model}` was yanked",
             hint=f"there is {', '.join(available)}",
         )
         self.model = model

@@ -334,7 +334,7 @@ def _raise(explanation: Explanation) -> NoReturn:
     if not left:
         raise NoMatchingReleaseError(
             model.name,
-            explanation.requirement.versions or "no version in particular",
+            explanation.requirement.versions,
             [_version_text(release) for release in model.releases],
         )
     named = [each for each in left if wanted in {None, each.resolved.variant.name}]
