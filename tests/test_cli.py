@@ -16,6 +16,7 @@ import pytest
 
 import weightpkg as weightpkg_module
 from factories import index_page, tiny_gemma3, tiny_llama
+from weightpkg.fetch import DEFAULT_JOBS
 from weightpkg.settings import Settings
 
 Result = subprocess.CompletedProcess[str]
@@ -285,6 +286,10 @@ def test_ctrl_c_ends_a_command_with_130(environ: dict[str, str]) -> None:
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
     assert errors.strip() == "interrupted"
+
+
+def test_the_help_of_jobs_says_what_the_fetcher_takes(weightpkg: Weightpkg) -> None:
+    assert f"[default: ({DEFAULT_JOBS});" in weightpkg("install", "--help").stdout
 
 
 # what a command must not import where it has no use for it: each costs time before the first word
