@@ -248,7 +248,7 @@ def _written_by_hand() -> Iterator[Path]:
 
 
 def _compare_licenses(name: str, rule: dict[str, Any], files: Sequence[Fact]) -> None:
-    """Say where a page's licence is not the one of the facts: catalogues err, and so do rules."""
+    """Say where a page's license is not the one of the facts: catalogues err, and so do rules."""
     for tag in sorted({fact.license or "other" for fact in files} - {"other"}):
         if rule["licenses"].get(tag, tag) not in rule["license"]:
             print(f"note: {name}: {rule['license']}, where the facts say {tag}", file=sys.stderr)

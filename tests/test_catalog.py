@@ -6,6 +6,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -14,7 +15,9 @@ import pytest
 from factories import index_page
 from weightpkg import catalog
 from weightpkg.digest import Digest
+from weightpkg.errors import DocumentError
 from weightpkg.index import Index
+from weightpkg.listing import Listing
 from weightpkg.package import Model
 from weightpkg.requirement import normalize_name
 
@@ -139,7 +142,7 @@ def test_what_was_looked_at_is_not_looked_at_again(
     plain = catalog.Directory.listed
 
     def listed(
-        self: catalog.Directory, old: Mapping[str, tuple[int, int]]
+        self: catalog.Directory, old: Callable[[], Mapping[str, catalog.Stamp]]
     ) -> Iterator[tuple[str, tuple[int, int]]]:
         listings.append(self.path)
         return plain(self, old)
@@ -167,6 +170,28 @@ def test_many_pages_are_announced(pages: Pages, monkeypatch: pytest.MonkeyPatch)
     for _ in range(2):
         pages.open(notes.append).search(["tiny"])
     assert notes == ["reading 3 pages of the index, once"]
+
+
+def test_memory_does_not_grow_with_the_pages(pages: Pages, monkeypatch: pytest.MonkeyPatch) -> None:
+    def listed(*_: object) -> Iterator[tuple[str, catalog.Stamp]]:
+        return ((f"a-model-of-many-{i}-7b", (10**18 + i, 1000 + i)) for i in range(40_000))
+
+    def refuse(page: str) -> Listing:
+        raise DocumentError("nothing", source=page)
+
+    monkeypatch.setattr(catalog.Directory, "listed", listed)
+    monkeypatch.setattr(catalog, "_LOOK_AT_ALL", 2)
+    source = catalog.Directory(pages.index / "models")
+    one = catalog.Catalog(source, pages.cache, refuse)
+    tracemalloc.start()
+    try:
+        assert one.search(["tiny"], None) == []  # makes it of nothing
+        assert one.search(["tiny"], None) == []  # and of what the old one knows
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4_000_000  # a list of all would be three times that
+    assert len(one.faulty()) == 40_000
 
 
 def test_a_page_that_is_not_valid_is_left_out_and_named(pages: Pages) -> None:

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
+import weightpkg as weightpkg_module
 from factories import index_page, tiny_gemma3, tiny_llama
+from weightpkg.fetch import DEFAULT_JOBS
 from weightpkg.settings import Settings
 
 Result = subprocess.CompletedProcess[str]
@@ -284,3 +286,56 @@ def test_ctrl_c_ends_a_command_with_130(environ: dict[str, str]) -> None:
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
     assert errors.strip() == "interrupted"
+
+
+def test_the_help_of_jobs_says_what_the_fetcher_takes(weightpkg: Weightpkg) -> None:
+    assert f"[default: ({DEFAULT_JOBS});" in weightpkg("install", "--help").stdout
+
+
+# what a command must not import where it has no use for it: each costs time before the first word
+_DOWNLOADS = {"weightpkg.fetch", "weightpkg.sources.openers", "requests", "huggingface_hub"}
+_SELDOM = _DOWNLOADS | {
+    "concurrent.futures", "difflib", "email", "filelock", "http", "logging", "numpy", "onnx",
+    "onnxruntime", "packaging.specifiers", "platformdirs", "rich", "ssl", "subprocess", "tempfile",
+    "tomlkit", "weightpkg.hardware", "weightpkg.verify", "weightpkg.repair", "weightpkg.convert.pipeline",
+}  # fmt: skip
+_CHOICE = {"weightpkg.memory", "weightpkg.shapes", "weightpkg.machine"}
+_PROJECT = {"weightpkg.lockfile", "weightpkg.manifest", "weightpkg.project"}
+
+
+@pytest.mark.parametrize(
+    ("words", "without"),
+    [
+        ("--help", _SELDOM | _CHOICE | _PROJECT | {"weightpkg.store", "weightpkg.index", "json"}),
+        ("show tiny", _SELDOM | _PROJECT | {"sqlite3", "weightpkg.install", "weightpkg.convert"}),
+        ("search tiny", _SELDOM | _CHOICE | _PROJECT | {"json", "weightpkg.resolve"}),
+        ("resolve tiny", (_SELDOM | _PROJECT | {"sqlite3"}) - {"weightpkg.hardware"}),
+        ("resolve --for cpu,16GiB tiny", _SELDOM | _PROJECT | {"sqlite3", "weightpkg.survey"}),
+        ("install --dry-run tiny-q4", _SELDOM | _CHOICE | _PROJECT | {"sqlite3", "json"}),
+        ("sync --frozen", _SELDOM | _CHOICE | {"sqlite3", "weightpkg.resolve"}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_command_imports_what_it_needs_and_no_more(
+    environ: dict[str, str], settings: Settings, tmp_path: Path, words: str, without: set[str]
+) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    environ["PYTHONPATH"] = str(Path(weightpkg_module.__file__).parents[1])  # from anywhere
+
+    def run(*more: str) -> Result:
+        return subprocess.run(
+            [sys.executable, *more], env=environ, cwd=project, capture_output=True, text=True, check=True
+        )  # fmt: skip
+
+    if words.startswith("sync"):
+        run("-m", "weightpkg", "add", "tiny")
+        run("-m", "weightpkg", "sync")
+    program = (
+        "import sys\nfrom weightpkg.cli import main\n"
+        "try: main()\nexcept SystemExit as done: assert not done.code, done\n"
+        "print('\\n' + ' '.join(sys.modules))"
+    )
+    loaded = set(run("-c", program, *words.split()).stdout.splitlines()[-1].split())
+    assert "weightpkg.cli" in loaded
+    assert loaded & without == set()

@@ -136,7 +136,7 @@ def test_doctor_of_a_broken_onnxruntime(weightpkg: Weightpkg, tmp_path: Path) ->
 def test_resolve_says_what_a_name_means(weightpkg: Weightpkg) -> None:
     assert weightpkg("resolve", "tiny").stdout == "tiny-q4==1.0\n"
     explained = weightpkg("resolve", "tiny", "--explain", "--for", "cpu,16GiB").stdout
-    assert "for cpu, 16.0 GiB; licence MIT" in explained
+    assert "for cpu, 16.0 GiB; license MIT" in explained
     q4, q8 = explained.splitlines()[2:]
     assert q4.startswith("tiny-q4  1.0")
     assert q4.endswith("chosen")

@@ -152,8 +152,8 @@ MESSAGES = [
     ("hf:acme/none", TOKEN, ["no repository `acme/none`", "or not for this token"]),
     ("hf:acme/private", "", ["no repository `acme/private`", "or private, and no token"]),
     ("hf:acme/private", STRANGER, ["no repository `acme/private`", "not for this token"]),
-    ("hf:acme/gated", "", ["is gated, and there is no token", "accept its licence at", "/acme/gated"]),
-    ("hf:acme/gated", STRANGER, ["the licence of `acme/gated` was not accepted", "accept it at"]),
+    ("hf:acme/gated", "", ["is gated, and there is no token", "accept its license at", "/acme/gated"]),
+    ("hf:acme/gated", STRANGER, ["the license of `acme/gated` was not accepted", "accept it at"]),
     ("hf:acme/public", "hf_wrong", ["the token is not accepted", "hf auth login"]),
     ("hf:acme/public@none", "", ["has no revision `none`", "branches and tags"]),
     ("hf:acme/public@" + "0" * 40, "", ["has no revision `0000"]),
@@ -487,7 +487,7 @@ def test_a_gated_repository_is_explained_on_the_command_line(
 ) -> None:
     done = weightpkg("install", "hf:acme/gated/model.gguf", "--no-convert", HF_TOKEN=STRANGER)
     assert (done.returncode, done.stdout) == (5, "")
-    assert "the licence of `acme/gated` was not accepted" in done.stderr
+    assert "the license of `acme/gated` was not accepted" in done.stderr
     assert "hint: accept it at" in done.stderr
     assert STRANGER not in done.stderr
     assert not is_kept(STRANGER, settings.store())

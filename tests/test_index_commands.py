@@ -645,7 +645,7 @@ def test_a_page_with_a_fault_is_not_signed(desk: Desk, page: str, text: str, rea
     assert tree(desk.work / "metadata") == before
 
 
-def test_aliases_and_licences_are_signed(desk: Desk) -> None:
+def test_aliases_and_licenses_are_signed(desk: Desk) -> None:
     for name, text in (("aliases/first.toml", 'schema = 1\nmodel = "one"\n'), ("licenses/LicenseRef-x.txt", "Be nice.\n")):  # fmt: skip
         (desk.work / name).parent.mkdir()
         (desk.work / name).write_text(text)

@@ -1,4 +1,4 @@
-"""Licence policies: expressions that can be satisfied, and those that cannot."""
+"""License policies: expressions that can be satisfied, and those that cannot."""
 
 from __future__ import annotations
 

@@ -200,7 +200,7 @@ def test_the_nearest_platform_counts(here: str, package: str) -> None:
     assert is_for((), here)
 
 
-def test_a_licence_that_was_corrected_is_another_lockfile() -> None:
+def test_a_license_that_was_corrected_is_another_lockfile() -> None:
     wanted = manifest("ant")
     before = lock(wanted)
     other = Shelf({name: replace(model, license="Apache-2.0") for name, model in ALL.items()})

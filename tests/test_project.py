@@ -15,6 +15,7 @@ import pytest
 from click.shell_completion import BashComplete
 from click.testing import CliRunner, Result
 
+from factories import index_page, tiny_llama
 from weightpkg import files
 from weightpkg.cli import cli
 from weightpkg.errors import StoreError, WeightpkgError
@@ -252,7 +253,7 @@ MANIFESTS = {
     "group": ('[models]\ndev = "tiny"\n[models.Dev]\na = "tiny"\n', "called `dev`"),
     "reserved": ('[models]\nname = "tiny"\n', "cannot be what a role is called"),
     "indexes": ('[indexes]\nacme = "a"\nACME = "b"\n', "is the same namespace as `acme`"),
-    "licence": ('deny = ["no way"]\n', "is not the SPDX name of a licence"),
+    "license": ('deny = ["no way"]\n', "is not the SPDX name of a license"),
     "conflict": ("<<<<<<< HEAD\n[models]\n=======\n>>>>>>> b\n", "is a merge conflict's marker"),
     "type": ("[models]\nchat = 7\n", "must be a string"),
     "nested": ("[models.dev]\na.b.c = 1\n", "`models.dev.a"),
@@ -513,3 +514,72 @@ def test_an_index_with_another_root_is_refused(
     weightpkg("sync", "--frozen")
     (settings.index_dir / "metadata" / "1.root.json").unlink()
     assert "has the root unsigned" in refused(weightpkg("lock", "--check", fails=True)).message
+
+
+def test_two_indexes_that_offer_other_files_under_one_name_are_told_apart_and_refused(
+    weightpkg: Command, project: Path, settings: Settings
+) -> None:
+    theirs = project / "theirs" / "models"
+    theirs.mkdir(parents=True)
+    other = tiny_llama(project / "theirs" / "tiny-q4.gguf", weights="Q8_0")
+    (theirs / "tiny.toml").write_text(index_page("tiny", {"q4": [other]}))
+    wants = '[indexes]\nacme = "theirs"\n[models]\na = "tiny"\n'
+    (project / "weights.toml").write_text(wants)
+    weightpkg("sync")
+    (project / "weights.toml").write_text(f'{wants}b = "acme/tiny"\n')
+    before = files_of(project) | files_of(settings.home)
+    for words in (["lock"], ["sync"], ["lock", "--upgrade"], ["add", "acme/tiny", "--role", "c"]):
+        error = refused(weightpkg(*words, fails=True))
+        assert error.exit_code == 10
+        assert "`tiny-q4 1.0` and `acme/tiny-q4 1.0` are called alike" in error.message
+    assert files_of(project) | files_of(settings.home) == before
+
+
+def test_two_indexes_that_offer_the_same_files_under_one_name_are_no_trouble(
+    weightpkg: Command, project: Path, settings: Settings
+) -> None:
+    theirs = f"{settings.index_dir}"
+    wants = f'[indexes]\nacme = "{theirs}"\n[models]\na = "tiny"\nb = "acme/tiny"\n'
+    (project / "weights.toml").write_text(wants)
+    weightpkg("sync")
+    before = files_of(project)
+    assert weightpkg("sync", "--frozen").stderr == ""
+    assert files_of(project) == before
+
+
+def test_two_files_that_are_called_alike_are_refused(weightpkg: Command, project: Path) -> None:
+    for directory, weights in (("one", "Q4_1"), ("two", "Q8_0")):
+        (project / directory).mkdir()
+        tiny_llama(project / directory / "model.gguf", weights=weights)
+    weightpkg("add", "./one/model.gguf", "--role", "a")
+    before = files_of(project)
+    error = refused(weightpkg("add", "./two/model.gguf", "--role", "b", fails=True))
+    assert "`./one/model.gguf` and `./two/model.gguf` are called alike" in error.message
+    assert files_of(project) == before
+
+
+@pytest.mark.parametrize("name", ["x", "y-q4"])
+def test_aliases_in_a_circle_change_nothing(
+    weightpkg: Command, project: Path, settings: Settings, name: str
+) -> None:
+    aliases = settings.index_dir / "aliases"
+    aliases.mkdir()
+    (aliases / "x.toml").write_text('schema = 1\nmodel = "y"\n')
+    (aliases / "y.toml").write_text('schema = 1\nmodel = "x"\n')
+    for words in (["show"], ["resolve"], ["install", "--dry-run"], ["install"], ["add"]):
+        error = refused(weightpkg(*words, name, fails=True))
+        assert "goes in a circle" in error.message
+        assert error.exit_code == 7
+    assert files_of(project) == {}
+    assert not settings.home.exists()
+
+
+def test_where_all_releases_are_yanked_it_says_so(
+    weightpkg: Command, project: Path, settings: Settings
+) -> None:
+    page = settings.index_dir / "models" / "tiny.toml"
+    page.write_text(page.read_text().replace("changes =", 'yanked = "bad template"\nchanges ='))
+    error = refused(weightpkg("add", "tiny", fails=True))
+    assert error.message == "every release of `tiny` was yanked"
+    assert error.hint == "there is 1.0 (yanked: bad template)"
+    assert files_of(project) == {}

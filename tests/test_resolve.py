@@ -195,7 +195,7 @@ def test_says_what_was_considered_and_why_it_fell_out() -> None:
     ]
 
 
-def test_licences_are_refused_by_policy_also_for_what_is_named() -> None:
+def test_licenses_are_refused_by_policy_also_for_what_is_named() -> None:
     shelf = Shelf(model("m", license="GPL-3.0-only OR LicenseRef-llama3"))
     assert (
         found("m-q4", shelf, Rules(licenses=LicensePolicy(denied=("GPL-3.0-only",)))) == "m-q4 1.0"

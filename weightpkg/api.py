@@ -23,7 +23,7 @@ from weightpkg.errors import (
     StoreError,
 )
 from weightpkg.install import install, plan_install
-from weightpkg.licences import check_accepted, terms_for
+from weightpkg.licenses import check_accepted, terms_for
 from weightpkg.lockfile import LockedPackage
 from weightpkg.locking import check_policy, select, this_platform
 from weightpkg.package import Resolved
@@ -137,7 +137,7 @@ def _ensure(name: str, settings: Settings, store: Store, progress: Progress) -> 
     with settings.sources(store) as sources:
         find = sources.list_repository
         index, namespaces = settings.index(), settings.namespaces()
-        resolved = resolve_any(name, index, find, rules=settings.rules(), namespaces=namespaces)
+        resolved = resolve_any(name, index, find, rules=settings.rules, namespaces=namespaces)
         progress.note(f"resolved {name} to {resolved}")
         plan = plan_install(resolved, store)
         if plan.missing:

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,6 +41,20 @@ _TABLES = """
 CREATE TABLE meta (version INTEGER, changed INTEGER, made INTEGER, count INTEGER);
 CREATE TABLE pages (page TEXT, changed INTEGER, size INTEGER, name TEXT, words TEXT, summary TEXT);
 CREATE TABLE files (sha256 BLOB, page TEXT);
+CREATE TABLE todo (page TEXT, changed INTEGER, size INTEGER);
+"""
+# what an old catalogue knows of pages as they still are; `todo` has the others then. What differs is
+# found by sorting both, which takes memory that does not grow with them
+_COPY = """
+CREATE TABLE gone AS
+    SELECT page, changed, size FROM old.pages EXCEPT SELECT * FROM todo ORDER BY 1, 2, 3;
+CREATE TABLE fresh AS
+    SELECT * FROM todo EXCEPT SELECT page, changed, size FROM old.pages ORDER BY 1, 2, 3;
+INSERT INTO pages SELECT * FROM old.pages WHERE page NOT IN (SELECT page FROM gone);
+INSERT INTO files SELECT * FROM old.files WHERE page NOT IN (SELECT page FROM gone);
+DROP TABLE gone;
+DROP TABLE todo;
+ALTER TABLE fresh RENAME TO todo;
 """
 # made at the end: to keep them in order while a million pages come in any order is slow
 _INDICES = """
@@ -75,7 +90,7 @@ class Source(Protocol):
     def is_stale(self, made: Made, stamps: Callable[[], dict[str, Stamp]]) -> bool:
         """Whether a catalogue may not be of them any more; `stamps` are those that it has."""
 
-    def listed(self, old: Mapping[str, Stamp]) -> Iterator[tuple[str, Stamp]]:
+    def listed(self, old: Callable[[], Mapping[str, Stamp]]) -> Iterator[tuple[str, Stamp]]:
         """Yield each page with its stamp; `old` are those of an older catalogue."""
 
 
@@ -106,11 +121,11 @@ class Directory:
     def is_stale(self, made: Made, stamps: Callable[[], dict[str, Stamp]]) -> bool:
         """Whether pages have changed; of a large index, whether they may have."""
         if made.count <= _LOOK_AT_ALL:
-            return stamps() != dict(self.listed({}))
+            return stamps() != dict(islice(self.listed(dict), made.count + 1))
         is_settled = made.changed == self.changed() and made.changed < made.made - _RECENT_NS
         return not is_settled or not 0 <= time.time_ns() - made.made < _LOOK_AFTER_NS
 
-    def listed(self, old: Mapping[str, Stamp]) -> Iterator[tuple[str, Stamp]]:  # noqa: ARG002  as `Source` has it
+    def listed(self, old: Callable[[], Mapping[str, Stamp]]) -> Iterator[tuple[str, Stamp]]:  # noqa: ARG002  as `Source` has it
         """Yield the pages that there are; what no name leads to is only of interest to lint."""
         with os.scandir(self.path) as entries:
             for entry in entries:
@@ -234,20 +249,26 @@ class Catalog:
 
     def _fill(self, new: sqlite3.Connection, old: sqlite3.Connection | None) -> None:
         new.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;" + _TABLES)
-        made, changed = time.time_ns(), self.source.changed()
-        todo = dict(self.source.listed(_stamps(old) if old is not None else {}))
-        meta = (VERSION, changed, made, len(todo))
         if old is not None:
-            _copy(old, new, todo)
-        if len(todo) > _LOOK_AT_ALL:
-            self.note(f"reading {len(todo):,} pages of the index, once")
-        for page, stamp in todo.items():
+            new.execute("ATTACH DATABASE ? AS old", [_uri(self._path)])
+        made, changed = time.time_ns(), self.source.changed()
+        listed = self.source.listed(lambda: {} if old is None else _stamps(old))
+        rows = ((page, *stamp) for page, stamp in listed)
+        new.executemany("INSERT INTO todo VALUES (?, ?, ?)", rows)
+        meta = (VERSION, changed, made, _count(new, "todo"))
+        if old is not None:
+            new.executescript(_COPY)
+        if (count := _count(new, "todo")) > _LOOK_AT_ALL:
+            self.note(f"reading {count:,} pages of the index, once")
+        # from the disk one by one, as a list of a million pages would take 250 MB
+        for page, *stamp in new.execute("SELECT * FROM todo"):
             self._add(new, page, stamp)
         new.execute("INSERT INTO meta VALUES (?, ?, ?, ?)", meta)
+        new.execute("DROP TABLE todo")
         new.commit()
         new.executescript(_INDICES)
 
-    def _add(self, new: sqlite3.Connection, page: str, stamp: Stamp) -> None:
+    def _add(self, new: sqlite3.Connection, page: str, stamp: Sequence[int]) -> None:
         try:
             listing = self.read(page)
         except DocumentError:
@@ -265,16 +286,9 @@ def _stamps(connection: sqlite3.Connection) -> dict[str, Stamp]:
     return {page: (changed, size) for page, changed, size in rows}
 
 
-def _copy(old: sqlite3.Connection, new: sqlite3.Connection, todo: dict[str, Stamp]) -> None:
-    """Copy what is known of pages as they still are, and take them out of `todo`."""
-    same = set()
-    for row in old.execute("SELECT * FROM pages"):
-        if todo.get(row[0]) == (row[1], row[2]):
-            new.execute("INSERT INTO pages VALUES (?, ?, ?, ?, ?, ?)", row)
-            same.add(row[0])
-            del todo[row[0]]
-    rows = (row for row in old.execute("SELECT sha256, page FROM files") if row[1] in same)
-    new.executemany("INSERT INTO files VALUES (?, ?)", rows)
+def _count(connection: sqlite3.Connection, table: str) -> int:
+    (count,) = connection.execute(f"SELECT count(*) FROM {table}").fetchone()  # noqa: S608  a table of ours
+    return int(count)
 
 
 def _connect(path: Path, *, mode: str = "ro") -> sqlite3.Connection:

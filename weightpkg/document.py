@@ -7,9 +7,8 @@ that start with `x-` are free), and a missing or wrong value names its full key,
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date, datetime
 from typing import Any, TypeVar
 
@@ -172,9 +171,20 @@ class Table:
             if self._ignored is not None:
                 self._ignored.append(self._place(key))
                 continue
-            near = difflib.get_close_matches(key, self._read, n=1)
+            near = nearest(key, self._read)
             meant = f"; did you mean `{near[0]}`?" if near else ""
             raise self.error(key, f"is not a key that is known here{meant}")
+
+
+def nearest(name: str, known: Iterable[str], *, n: int = 1) -> list[str]:
+    """Return the names most like one that is not known, the most alike first.
+
+    >>> nearest("licence", ["license", "name"])
+    ['license']
+    """
+    import difflib  # noqa: PLC0415  only errors need it
+
+    return difflib.get_close_matches(name, list(known), n=n)
 
 
 _NAMES: dict[type, str] = {

@@ -1,6 +1,6 @@
 """Entries of an index, made of model files: hashed, their headers read, written as pages.
 
-What a file says of itself (architecture, parameters, context length, licence) is taken from its
+What a file says of itself (architecture, parameters, context length, license) is taken from its
 header; what no file says (summary, task, sources) is asked for. Pages are edited as text, so that
 what people wrote in them stays, and each is read again before it is written.
 """

@@ -101,7 +101,9 @@ class NoMatchingReleaseError(ResolutionError):
 
     def __init__(self, model: str, specifier: str, available: Sequence[str]) -> None:
         super().__init__(
-            f"no release of `{model}` matches `{specifier}`",
+            f"no release of `{model}` matches `{specifier}`"
+            if specifier
+            else f"every release of `{model}` was yanked",
             hint=f"there is {', '.join(available)}",
         )
         self.model = model
@@ -282,10 +284,10 @@ class ProjectError(WeightpkgError):
 
 
 class LicenseError(WeightpkgError):
-    """A licence was not accepted, or the project's policy does not allow it."""
+    """A license was not accepted, or the project's policy does not allow it."""
 
     exit_code = 11
-    kind = "a licence was not accepted, or is not allowed"
+    kind = "a license was not accepted, or is not allowed"
 
 
 class TrustError(WeightpkgError):

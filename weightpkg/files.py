@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -585,4 +584,4 @@ def sweep(directory: Path, *, older_than: float) -> int:
 
 def unique_name() -> str:
     """Return a file name that nobody else has."""
-    return f"{os.getpid()}-{secrets.token_hex(8)}"
+    return f"{os.getpid()}-{os.urandom(8).hex()}"

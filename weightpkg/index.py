@@ -6,7 +6,6 @@ says of one page is checked by `page`, and `lint` adds what only the whole index
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 from collections import defaultdict
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from weightpkg import files
 from weightpkg.digest import Digest
-from weightpkg.document import MAX_DOCUMENT_SIZE, Table, parse_document
+from weightpkg.document import MAX_DOCUMENT_SIZE, Table, nearest, parse_document
 from weightpkg.errors import DocumentError, ModelNotFoundError
 from weightpkg.listing import Listing
 from weightpkg.package import File, Model, Resolved
@@ -46,7 +45,7 @@ class Hit:
 class Pages(Protocol):
     """The pages of an index, wherever they are; a kind of page is `models` or `aliases`.
 
-    directory: where texts of licences are, and what `file:` sources are relative to.
+    directory: where texts of licenses are, and what `file:` sources are relative to.
     root: what names the root of their trust, as lockfiles have it.
     """
 
@@ -153,7 +152,7 @@ class Index:
 
     @property
     def directory(self) -> Path:
-        """Where texts of licences are, and what `file:` sources are relative to."""
+        """Where texts of licenses are, and what `file:` sources are relative to."""
         return self.pages.directory
 
     @property
@@ -218,7 +217,7 @@ class Index:
         known = self.pages.known("models") + self.pages.known("aliases")
         if len(known) > _MANY:
             known = [other for other in known if other[:2] == name[:2]]
-        near = difflib.get_close_matches(name, known, n=_NEAREST, cutoff=0.6)
+        near = nearest(name, known, n=_NEAREST)
         return near or [other for other in known if other in name or name in other][:_NEAREST]
 
     def search(self, words: Sequence[str], *, limit: int | None = None) -> list[Hit]:

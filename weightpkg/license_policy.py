@@ -1,4 +1,4 @@
-"""Which licences may be used: SPDX identifiers that are allowed, or denied, against an expression.
+"""Which licenses may be used: SPDX identifiers that are allowed, or denied, against an expression.
 
 An expression is allowed if it can be satisfied: one side of each `OR`, both of each `AND`.
 https://spdx.github.io/spdx-spec/v3.0.1/annexes/spdx-license-expressions/
@@ -45,7 +45,7 @@ class LicensePolicy:
 
 
 def identifiers(expression: str) -> list[str]:
-    """Return the licences that an expression is made of, each with its exception, in order.
+    """Return the licenses that an expression is made of, each with its exception, in order.
 
     >>> identifiers("(MIT OR GPL-2.0-only WITH Classpath-exception-2.0) AND MIT")
     ['MIT', 'GPL-2.0-only WITH Classpath-exception-2.0']
@@ -61,11 +61,11 @@ def identifiers(expression: str) -> list[str]:
 
 
 def is_satisfied(expression: str, accepts: Callable[[str], bool]) -> bool:
-    """Whether an expression can be satisfied with the licences that are accepted.
+    """Whether an expression can be satisfied with the licenses that are accepted.
 
     Args:
         expression: in SPDX's grammar: `AND` binds closer than `OR`, `WITH` closer than both.
-        accepts: asked once for each licence, with its exception.
+        accepts: asked once for each license, with its exception.
 
     Raises:
         ValueError: it is no expression.
@@ -74,7 +74,7 @@ def is_satisfied(expression: str, accepts: Callable[[str], bool]) -> bool:
     tokens.reverse()
     satisfied = _any_of(tokens, accepts)
     if tokens:
-        raise ValueError(f"not a licence expression: {expression!r}")
+        raise ValueError(f"not a license expression: {expression!r}")
     return satisfied
 
 
@@ -96,7 +96,7 @@ def _one(tokens: list[str], accepts: Callable[[str], bool]) -> bool:
     if _take(tokens, "("):
         satisfied = _any_of(tokens, accepts)
         if not _take(tokens, ")"):
-            raise ValueError("a bracket of a licence expression is not closed")
+            raise ValueError("a bracket of a license expression is not closed")
         return satisfied
     leaf = _identifier(tokens)
     if _take(tokens, "with"):
@@ -106,7 +106,7 @@ def _one(tokens: list[str], accepts: Callable[[str], bool]) -> bool:
 
 def _identifier(tokens: list[str]) -> str:
     if not tokens or tokens[-1].lower() in {"and", "or", "with", "(", ")"}:
-        raise ValueError("a licence expression lacks an identifier")
+        raise ValueError("a license expression lacks an identifier")
     return tokens.pop()
 
 

@@ -2,7 +2,7 @@
 
     lock-version = "1.0"
     [[models]]      a role, what it asked for, and the package that it got; perhaps for some platforms
-    [[packages]]    name, version, variant, licence, files with their digests and canonical sources,
+    [[packages]]    name, version, variant, license, files with their digests and canonical sources,
                     the key of its conversion and the digest of what came out
     [[indexes]]     where the packages' names come from, and the root that each index had
 

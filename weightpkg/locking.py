@@ -90,8 +90,9 @@ def plan_lock(
 
     Raises:
         ResolutionError: something wanted is not to be had.
-        ProjectError: a locked release is gone, or is another one today; a name to upgrade is none.
-        LicenseError: the policy does not allow a licence.
+        ProjectError: a locked release is gone, or is another one today; a name to upgrade is none;
+            two packages cannot be installed beside each other.
+        LicenseError: the policy does not allow a license.
     """
     if upgrade.everything:
         old = replace(old, indexes=())
@@ -99,16 +100,19 @@ def plan_lock(
     _check_upgrade(upgrade, old)
     locking = Locking(Lockfile())
     models: list[LockedModel] = []
-    packages: dict[str, LockedPackage] = {}
+    packages: list[LockedPackage] = []
     for wanted in manifest.wanted:
         for model, package in _lock(wanted, old, ask, upgrade, locking.notes):
             check_policy(package, manifest.policy)
             models.append(model)
-            packages.setdefault(package.key, package)
-    used = {package.index for package in packages.values() if package.index}
+            packages.append(package)
+    check_places(packages)
+    used = {package.index for package in packages if package.index}
     indexes = tuple(LockedIndex(name, roots[name]) for name in sorted(used))
     locking.lockfile = Lockfile(
-        models=tuple(models), packages=tuple(packages.values()), indexes=indexes
+        models=tuple(models),
+        packages=tuple({package.key: package for package in reversed(packages)}.values()),
+        indexes=indexes,
     ).sorted()
     return locking
 
@@ -136,15 +140,41 @@ def check_roots(lockfile: Lockfile, roots: Mapping[NormalizedName, str]) -> None
             )
 
 
+def check_places(packages: Iterable[LockedPackage]) -> None:
+    """Refuse packages that have one place in the store, and are not the same.
+
+    Two indexes may offer one name, and two files may be called alike; what is installed has no
+    namespace, so that each would be installed in place of the other.
+
+    Raises:
+        ProjectError: so it is.
+    """
+    places: dict[object, LockedPackage] = {}
+    for package in packages:
+        place = (package.name, package.variant, package.version)
+        other = places.setdefault(place, package)
+        if _content(other) != _content(package):
+            names = [one.reference or str(one) for one in (other, package)]
+            raise ProjectError(
+                f"`{names[0]}` and `{names[1]}` are called alike and are other files: only one of "
+                "them can be installed",
+                hint="use one of them; or have the other under another name, or version, in its index",
+            )
+
+
+def _content(package: LockedPackage) -> object:
+    return package.reference, {file.path.text: file.sha256 for file in package.files}
+
+
 def check_policy(package: LockedPackage, policy: LicensePolicy) -> None:
-    """Refuse a package whose licence the project does not allow.
+    """Refuse a package whose license the project does not allow.
 
     Raises:
         LicenseError: so it is.
     """
     reason: str | None
     if package.license == UNKNOWN:
-        reason = "its licence is not known" if policy.allowed is not None else None
+        reason = "its license is not known" if policy.allowed is not None else None
     else:
         reason = policy.refusal(package.license)
     if reason:
@@ -194,8 +224,7 @@ def satisfies(package: LockedPackage, requirement: str) -> bool:
     """Whether a package can be what a requirement got."""
     if is_reference(requirement):
         return package.reference == requirement
-    specifier = Requirement.parse(requirement).specifier
-    return package.reference is None and specifier.contains(package.version, prereleases=True)
+    return package.reference is None and Requirement.parse(requirement).accepts(package.version)
 
 
 def _pick(
@@ -229,7 +258,7 @@ def _like(new: LockedPackage, requirement: str, old: Lockfile) -> LockedPackage 
 def _confirmed(was: LockedPackage, ask: Ask, notes: list[str]) -> LockedPackage:
     """Return a locked package, once its index was seen to describe the same bytes today.
 
-    Its licence is what the index says by now. What else that says, such as other sources, does not
+    Its license is what the index says by now. What else that says, such as other sources, does not
     make it another lockfile.
     """
     hint = f"`weightpkg lock --upgrade {was.name}` takes another release"

@@ -6,7 +6,6 @@ same description gives the same choice anywhere. `docs/resolution.md` has its JS
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -73,6 +72,8 @@ class Machine:
         Raises:
             MachineError: it is something else.
         """
+        import json  # noqa: PLC0415  only a saved description needs it
+
         try:
             document = json.loads(content)
         except (ValueError, RecursionError) as error:

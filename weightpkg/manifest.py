@@ -1,21 +1,18 @@
 """What a project wants: `weights.toml`, or `[tool.weightpkg]` of `pyproject.toml`.
 
-Models by role, in groups; the platforms that they are for; the licences that will do; the indexes
+Models by role, in groups; the platforms that they are for; the licenses that will do; the indexes
 beside the default one. `docs/projects.md` is the specification. Edits go through tomlkit, from text
 to text, so that comments and order survive, and each is read again before it is believed.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
-from packaging.specifiers import InvalidSpecifier, SpecifierSet
-
-from weightpkg.document import Table, parse_document
+from weightpkg.document import Table, nearest, parse_document
 from weightpkg.errors import DocumentError, ProjectError, RequirementError
 from weightpkg.license_policy import LicensePolicy
 from weightpkg.reference import is_reference
@@ -146,7 +143,7 @@ def _platforms(table: Table) -> tuple[str, ...]:
 def _check_platform(table: Table, key: str, name: str) -> None:
     if not is_platform(name):
         known = [*SYSTEMS, *(f"{system}-{machine}" for system in SYSTEMS for machine in MACHINES)]
-        near = difflib.get_close_matches(name, known, n=1)
+        near = nearest(name, known)
         meant = f"; did you mean `{near[0]}`?" if near else f"; there is {', '.join(known)}"
         raise table.error(key, f"`{name}` is not a platform{meant}")
 
@@ -156,7 +153,7 @@ def _policy(table: Table) -> LicensePolicy:
     for key in ("allow-licenses", "deny"):
         for i, text in enumerate(table.strings(key)):
             if not re.match(r"[A-Za-z0-9][A-Za-z0-9.+-]*( WITH [A-Za-z0-9.-]+)?\Z", text):
-                raise table.error(f"{key}[{i}]", f"`{text}` is not the SPDX name of a licence")
+                raise table.error(f"{key}[{i}]", f"`{text}` is not the SPDX name of a license")
     return LicensePolicy(allowed if "allow-licenses" in table else None, table.strings("deny"))
 
 
@@ -215,6 +212,8 @@ def _specifier(entry: Table, version: str | None) -> str:
         return ""
     text = version.strip()
     text = f"=={text}" if text[:1].isdigit() else text
+    from packaging.specifiers import InvalidSpecifier, SpecifierSet  # noqa: PLC0415  slow
+
     try:
         SpecifierSet(text)
     except InvalidSpecifier as error:
@@ -326,7 +325,7 @@ def remove_role(text: str, role: str, *, source: str) -> str:
     before = read_manifest(text.encode(), source=source)
     found = next((one for one in before.wanted if one.role == normalize_name(role)), None)
     if found is None:
-        near = difflib.get_close_matches(role, [one.role for one in before.wanted], n=1)
+        near = nearest(role, [one.role for one in before.wanted])
         raise ProjectError(
             f"`{source}` has no role `{role}`",
             hint=f"did you mean `{near[0]}`?" if near else "`weightpkg tree` lists them",

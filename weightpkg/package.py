@@ -17,7 +17,7 @@ from weightpkg.digest import Digest
 from weightpkg.requirement import NormalizedName, normalize_name
 
 UNKNOWN = "unknown"
-"""The architecture, task or licence of what no index describes."""
+"""The architecture, task or license of what no index describes."""
 
 SourceKind = Literal["hf", "pypi", "https", "file"]
 

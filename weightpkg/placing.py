@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -42,5 +41,7 @@ def place_file(source: Path, target: Path) -> None:
         except OSError:
             continue
         return
+    import shutil  # noqa: PLC0415  slow to import, and seldom needed
+
     with files.mapped(target), source.open("rb") as stream, target.open("xb") as copy:
         shutil.copyfileobj(stream, copy)

@@ -29,7 +29,6 @@ from weightpkg.manifest import MANIFEST, PYPROJECT, Manifest, has_table, read_ma
 from weightpkg.package import File, Model, Release, Resolved
 from weightpkg.reference import ListRepository, is_reference, resolve_reference
 from weightpkg.requirement import NormalizedName, Requirement
-from weightpkg.resolve import resolve
 from weightpkg.settings import Settings
 from weightpkg.store import Store, tree_digest
 
@@ -196,6 +195,8 @@ class Indexes:
             known = sorted(other for other in self._indexes if other != _DEFAULT)
             alike = lookalike(name, known)
             raise NamespaceNotFoundError(name, requirement.name, known, alike=alike)
+        from weightpkg.resolve import resolve  # noqa: PLC0415  what is locked needs it not
+
         return Offer(resolve(replace(requirement, namespace=None), self._indexes[name]), name)
 
     def model_of(self, package: LockedPackage) -> Model | None:

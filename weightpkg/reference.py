@@ -39,10 +39,10 @@ from weightpkg.package import (
     parse_source,
 )
 from weightpkg.requirement import MAX_NAME, NormalizedName, Requirement, normalize_name
-from weightpkg.resolve import Models, Rules, resolve
 from weightpkg.store import Installed
 
 if TYPE_CHECKING:
+    from weightpkg.resolve import Models, Rules
     from weightpkg.sources.hf import HubFile, Listing
 
 T = TypeVar("T")
@@ -98,7 +98,7 @@ def resolve_any(
     index: Models,
     list_repository: ListRepository,
     *,
-    rules: Rules | None = None,
+    rules: Callable[[], Rules] | None = None,
     namespaces: Mapping[NormalizedName, Models] | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -109,7 +109,7 @@ def resolve_any(
         text: the name or the reference.
         index: knows the names.
         list_repository: lists a repository of the hub.
-        rules: what may be chosen where a name leaves a choice.
+        rules: what may be chosen, asked for only where a name leaves a choice.
         namespaces: the indexes that know names with a prefix.
         include: as in `resolve_reference`.
         exclude: the same.
@@ -124,7 +124,13 @@ def resolve_any(
     if include or exclude:
         reason = "`--include` and `--exclude` choose files of a whole hf: repository"
         raise RequirementError(text, reason)
-    return resolve(Requirement.parse(text), index, rules, namespaces=namespaces)
+    from weightpkg.resolve import explain  # noqa: PLC0415  what is locked needs it not
+
+    requirement = Requirement.parse(text)
+    explanation = explain(requirement, index, namespaces=namespaces)
+    if rules is not None and explanation.wanted is None:
+        explanation = explain(explanation.requirement, index, rules(), namespaces=namespaces)
+    return explanation.result()
 
 
 def index_of(text: str, default: T, namespaces: Mapping[NormalizedName, T]) -> T:
@@ -147,7 +153,7 @@ def matching(text: str, records: Iterable[Installed]) -> list[Installed]:
             record
             for record in records
             if requirement.name in {record.name, record.full_name}
-            and requirement.specifier.contains(record.version, prereleases=True)
+            and requirement.accepts(record.version)
         ]
     if not found:
         raise NotInstalledError(text)

@@ -104,7 +104,7 @@ def compare(old: Lockfile, new: Lockfile, indexes: Indexes | None = None) -> lis
     for key in sorted(before.keys() | after.keys()):
         was, now = before.get(key), after.get(key)
         if was is None and now is not None:
-            details = (f"licence {now.license}", *_roles(now, new))
+            details = (f"license {now.license}", *_roles(now, new))
             added = Change("added", now.full_name, None, str(now.version), details)
             found.append(replace(added, license=now.license))
         elif now is None and was is not None:
@@ -136,8 +136,8 @@ def summary(changes: Iterable[Change]) -> Iterator[str]:
         if change.kind == "changed":
             yield f"changed {change.name} {change.old} to {change.new}"
         else:
-            licence = f" ({change.license})" if change.license else ""
-            yield f"{change.kind} {change.name} {change.new or change.old}{licence}"
+            terms = f" ({change.license})" if change.license else ""
+            yield f"{change.kind} {change.name} {change.new or change.old}{terms}"
 
 
 def _roles(package: LockedPackage, lockfile: Lockfile) -> list[str]:
@@ -148,7 +148,7 @@ def _details(was: LockedPackage, now: LockedPackage, old: Lockfile, new: Lockfil
     if was.version != now.version:
         yield f"version {was.version} -> {now.version}"
     if was.license != now.license:
-        yield f"licence {was.license} -> {now.license}"
+        yield f"license {was.license} -> {now.license}"
     before = {file.path.text: file for file in was.files}
     after = {file.path.text: file for file in now.files}
     for path in sorted(before.keys() | after.keys()):
@@ -223,6 +223,4 @@ def is_meant(package: LockedPackage, name: str) -> bool:
     requirement = Requirement.parse(name)
     prefix = f"{requirement.namespace}/" if requirement.namespace else ""
     own = {package.full_name, package.full_name.removesuffix(f"-{package.variant}")}
-    return f"{prefix}{requirement.name}" in own and requirement.specifier.contains(
-        package.version, prereleases=True
-    )
+    return f"{prefix}{requirement.name}" in own and requirement.accepts(package.version)

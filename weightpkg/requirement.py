@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import NewType
-
-from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from typing import TYPE_CHECKING, NewType
 
 from weightpkg.confusable import strange_letters
 from weightpkg.errors import RequirementError
+
+if TYPE_CHECKING:
+    from packaging.specifiers import SpecifierSet
+    from packaging.version import Version
 
 NormalizedName = NewType("NormalizedName", str)
 """A name with case and `-`, `_`, `.` folded; the only form that is compared or used in a path."""
@@ -47,12 +49,14 @@ class Requirement:
 
     Which part of `name` is the model and which the variant only an index can tell. `str()` of it is
     the normal form, which reads as an equal requirement.
+
+    versions: the specifier's text in its normal form; empty for any version.
     """
 
     text: str = field(compare=False)
     name: NormalizedName
     namespace: NormalizedName | None = None
-    specifier: SpecifierSet = field(default_factory=SpecifierSet)
+    versions: str = ""
 
     @classmethod
     def parse(cls, text: str) -> Requirement:
@@ -73,12 +77,24 @@ class Requirement:
                 strange = strange_letters(part)
                 has = f": it has {strange}" if strange else ""
                 raise RequirementError(text, f"`{part}` is not a name{has}")
-        try:
-            specifier = SpecifierSet(spec or "")
-        except InvalidSpecifier as error:
-            raise RequirementError(text, f"`{spec}` is not a version specifier") from error
         folded = normalize_name(namespace) if namespace else None
-        return cls(text.strip(), normalize_name(name), folded, specifier)
+        return cls(text.strip(), normalize_name(name), folded, _normal_form(text, spec))
+
+    @property
+    def specifier(self) -> SpecifierSet:
+        """The versions that will do, pre-releases as PEP 440 has them."""
+        from packaging.specifiers import SpecifierSet  # noqa: PLC0415  slow, and most names have none
+
+        return SpecifierSet(self.versions)
+
+    def accepts(self, version: Version) -> bool:
+        """Whether a version will do, a pre-release, too.
+
+        >>> from packaging.version import Version
+        >>> [Requirement.parse(text).accepts(Version("2rc1")) for text in ("a", "a>1", "a<1")]
+        [True, True, False]
+        """
+        return not self.versions or self.specifier.contains(version, prereleases=True)
 
     @property
     def is_pinned(self) -> bool:
@@ -87,11 +103,22 @@ class Requirement:
         >>> [Requirement.parse(f"a{spec}").is_pinned for spec in ("==1.0", "==1.*", ">=1,==1.0")]
         [True, False, True]
         """
-        return any(
+        return bool(self.versions) and any(
             part.operator == "===" or (part.operator == "==" and not part.version.endswith(".*"))
             for part in self.specifier
         )
 
     def __str__(self) -> str:
         prefix = f"{self.namespace}/" if self.namespace else ""
-        return f"{prefix}{self.name}{self.specifier}"
+        return f"{prefix}{self.name}{self.versions}"
+
+
+def _normal_form(text: str, spec: str | None) -> str:
+    if not spec:
+        return ""
+    from packaging.specifiers import InvalidSpecifier, SpecifierSet  # noqa: PLC0415  slow
+
+    try:
+        return str(SpecifierSet(spec))
+    except InvalidSpecifier as error:
+        raise RequirementError(text, f"`{spec}` is not a version specifier") from error

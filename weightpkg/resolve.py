@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NoReturn, Protocol
+from typing import TYPE_CHECKING, Literal, NoReturn, Protocol
 
 from weightpkg.confusable import lookalike
 from weightpkg.errors import (
@@ -19,11 +19,13 @@ from weightpkg.errors import (
     NothingFitsError,
     VariantNotFoundError,
 )
-from weightpkg.license_policy import LicensePolicy
-from weightpkg.machine import Machine
-from weightpkg.memory import Need, estimate
 from weightpkg.package import UNKNOWN, Model, Release, Resolved, Variant
 from weightpkg.requirement import NormalizedName, Requirement
+
+if TYPE_CHECKING:
+    from weightpkg.license_policy import LicensePolicy
+    from weightpkg.machine import Machine
+    from weightpkg.memory import Need
 
 RuleName = Literal[
     "version", "prerelease", "yanked", "variant", "license", "architecture", "memory"
@@ -49,7 +51,7 @@ class Rules:
 
     machine: where it shall run. It decides among variants, not against one that is asked for by name.
     context: tokens for which there must be memory, or None for `memory.DEFAULT_CONTEXT`.
-    licenses: which licences may be used.
+    licenses: which licenses may be used.
     convertible: the architectures that are converted, by format; a format without is not looked at.
     needs: memory by full name and version, of what is installed, where it need not be estimated.
     """
@@ -75,7 +77,7 @@ class Candidate:
 
     exclusions: every rule that excludes it.
     notes: what would have excluded it, had it not been asked for so exactly.
-    need: the memory that it takes, or None where its size is not known.
+    need: the memory that it takes, or None where its size is not known, or no machine is.
     """
 
     resolved: Resolved
@@ -237,9 +239,9 @@ def _by_preference(model: Model, variants: Iterable[Variant]) -> list[Variant]:
 
 def _takes_prereleases(requirement: Requirement, model: Model) -> bool:
     """Whether a pre-release will do: one is asked for, or no other release matches (PEP 440)."""
-    specifier = requirement.specifier
-    return bool(specifier.prereleases) or not any(
-        specifier.contains(release.version)
+    has_asked = bool(requirement.versions) and bool(requirement.specifier.prereleases)
+    return has_asked or not any(
+        requirement.accepts(release.version)
         for release in model.releases
         if not release.version.is_prerelease and (release.yanked is None or requirement.is_pinned)
     )
@@ -272,9 +274,9 @@ def _consider(
 def _version(
     release: Release, requirement: Requirement, *, takes_prereleases: bool
 ) -> Iterator[Exclusion]:
-    version, specifier = release.version, requirement.specifier
-    if not specifier.contains(version, prereleases=True):
-        yield Exclusion("version", f"{version} does not match `{specifier}`")
+    version = release.version
+    if not requirement.accepts(version):
+        yield Exclusion("version", f"{version} does not match `{requirement.versions}`")
     elif version.is_prerelease and not takes_prereleases:
         yield Exclusion("prerelease", f"{version} is a pre-release, and none is asked for")
 
@@ -292,7 +294,7 @@ def _variant(variant: Variant, wanted: NormalizedName | None) -> Iterator[Exclus
 def _license(model: Model, rules: Rules) -> Iterator[Exclusion]:
     reason = rules.licenses.refusal(model.license) if rules.licenses else None
     if reason is not None:
-        yield Exclusion("license", f"the licence {reason}")
+        yield Exclusion("license", f"the license {reason}")
 
 
 def _architecture(resolved: Resolved, rules: Rules) -> Iterator[Exclusion]:
@@ -303,6 +305,10 @@ def _architecture(resolved: Resolved, rules: Rules) -> Iterator[Exclusion]:
 
 
 def _need(resolved: Resolved, rules: Rules) -> Need | None:
+    if rules.machine is None:
+        return None
+    from weightpkg.memory import estimate  # noqa: PLC0415  only who asks for a machine needs it
+
     known = rules.needs.get(str(resolved))
     return known or estimate(resolved.model, resolved.variant, rules.context)
 
@@ -330,7 +336,7 @@ def _raise(explanation: Explanation) -> NoReturn:
     if not left:
         raise NoMatchingReleaseError(
             model.name,
-            str(explanation.requirement.specifier) or "no version in particular",
+            explanation.requirement.versions,
             [_version_text(release) for release in model.releases],
         )
     named = [each for each in left if wanted in {None, each.resolved.variant.name}]

@@ -15,8 +15,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import platformdirs
-
 from weightpkg.config import Config, IndexConfig, load_config
 from weightpkg.confusable import check_distinct
 from weightpkg.errors import NamespaceNotFoundError
@@ -83,7 +81,7 @@ class Settings:
         home = environ.get("WEIGHTPKG_HOME")
         index = environ.get("WEIGHTPKG_INDEX")
         return cls(
-            Path(home) if home else platformdirs.user_data_path("weightpkg", appauthor=False),
+            Path(home) if home else _default_home(),
             Path(index) if index else _default_index(),
             environ,
         )
@@ -218,6 +216,12 @@ class Settings:
             return Places(directories=named)
         found = Places.of_machine(self.environ, Path.home())
         return replace(found, directories=(*named, *found.directories))
+
+
+def _default_home() -> Path:
+    import platformdirs  # noqa: PLC0415  slow, and not needed where the environment says it
+
+    return platformdirs.user_data_path("weightpkg", appauthor=False)
 
 
 def _default_index() -> Path:

@@ -115,7 +115,7 @@ def describe(kind: str, name: str, content: bytes) -> Custom:
 
 def _license(name: str, content: bytes, source: str) -> Custom:
     if not _LICENSE.fullmatch(name):
-        raise DocumentError("is not called by a licence's SPDX name and `.txt`", source=source)
+        raise DocumentError("is not called by a license's SPDX name and `.txt`", source=source)
     try:
         content.decode()
     except UnicodeDecodeError as error:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import os
 import platform
 import re
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -134,6 +132,8 @@ def _windows_memory() -> Memory:
 
 
 def _nvidia() -> list[Device]:
+    import shutil  # noqa: PLC0415  slow to import, and `this_machine` is quick
+
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
@@ -210,6 +210,8 @@ def _text(path: Path) -> str:
 
 
 def _output(command: Sequence[str]) -> str:
+    import subprocess  # noqa: PLC0415  slow to import, and `this_machine` on Linux has no need of it
+
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False

@@ -28,7 +28,7 @@ from weightpkg.errors import (
 )
 from weightpkg.install import Plan, install, plan_install
 from weightpkg.lockfile import LockedPackage, Lockfile
-from weightpkg.locking import check_policy, check_roots, drift, is_for, this_platform
+from weightpkg.locking import check_places, check_policy, check_roots, drift, is_for, this_platform
 from weightpkg.package import UNKNOWN, File, Model, Parts, Release, Resolved, Variant
 from weightpkg.progress import Progress
 from weightpkg.project import Indexes, Project, known_facts, lock
@@ -65,9 +65,12 @@ def plan_sync(packages: Iterable[LockedPackage], indexes: Indexes, store: Store)
     """Decide what is to be done for locked packages to be there.
 
     Raises:
+        ProjectError: two of them cannot be installed beside each other.
         StoreError: the store cannot be read.
         ConvertError: a package cannot be converted by this version.
     """
+    packages = list(packages)
+    check_places(packages)
     return [_step(package, indexes, store) for package in packages]
 
 

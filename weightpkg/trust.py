@@ -48,7 +48,7 @@ class SignedIndex(Index):
         super().__init__(pages, cache=given.cache, note=given.progress.note)
 
     def model(self, name: NormalizedName) -> Model:
-        """As `Index.model`; the texts of its licences are held with its page."""
+        """As `Index.model`; the texts of its licenses are held with its page."""
         is_new = name not in self._models
         model = super().model(name)
         for leaf in identifiers(model.license) if is_new else ():
@@ -95,7 +95,7 @@ class SignedIndex(Index):
         """Yield what a mirror must have for some models: relative path and bytes.
 
         That is every root, the timestamp, the snapshot, each role that is asked when one of the names
-        or of their variants is looked up, and their pages and licences' texts.
+        or of their variants is looked up, and their pages and licenses' texts.
 
         Args:
             names: of models, or aliases.

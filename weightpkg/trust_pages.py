@@ -235,7 +235,7 @@ class SignedPages:
         return ask(self.refresh())
 
     def info(self, kind: str, name: str) -> TargetFile | None:
-        """What is signed of a page or a licence's text; None where there is none."""
+        """What is signed of a page or a license's text; None where there is none."""
         return self._asked(lambda session: self._signed(session, kind, name))
 
     def _signed(self, session: Session, kind: str, name: str) -> TargetFile | None:
@@ -351,13 +351,13 @@ class SignedSource:
         """Whether a role has another version."""
         return made.changed != self.changed()
 
-    def listed(self, old: Mapping[str, Stamp]) -> Iterator[tuple[str, Stamp]]:
+    def listed(self, old: Callable[[], Mapping[str, Stamp]]) -> Iterator[tuple[str, Stamp]]:
         """Yield the pages; of roles that are as they were, what the old catalogue has."""
-        stamps = self._stamps()
-        before = {changed for changed, _ in old.values()}
+        stamps, held = self._stamps(), old()
+        before = {changed for changed, _ in held.values()}
         new = [role for role, stamp in stamps.items() if stamp not in before]
         same = set(stamps.values()) & before
-        yield from ((page, stamp) for page, stamp in old.items() if stamp[0] in same)
+        yield from ((page, stamp) for page, stamp in held.items() if stamp[0] in same)
         self.pages.load(new)
         for role in new:
             for kind, name in self.pages.pages(role):

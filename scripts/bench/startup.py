@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from measure import alternate, median
+from measure import WEIGHTPKG, alternate, median
 from report import MODEL, Report, installed_model
 
 
@@ -20,11 +20,10 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=9)
     arguments = parser.parse_args()
     installed_model()
-    weightpkg = [sys.executable, "-m", "weightpkg"]
     commands = [
-        [*weightpkg, "--help"],
+        [*WEIGHTPKG, "--help"],
         [sys.executable, "-m", "pip", "--version"],
-        [*weightpkg, "run", MODEL, "--max-tokens", "8", "Why is the sky blue?"],
+        [*WEIGHTPKG, "run", MODEL, "--max-tokens", "8", "Why is the sky blue?"],
     ]
     help_, pip, answer = alternate(commands, arguments.runs)
     report = Report()

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 
-from measure import alternate, median
+from measure import WEIGHTPKG, alternate, median
 from report import MODEL, Report
 
 
@@ -25,15 +25,14 @@ def main() -> int:
     parser.add_argument("names", nargs="*", default=[MODEL])
     parser.add_argument("--runs", type=int, default=9)
     arguments = parser.parse_args()
-    weightpkg = [sys.executable, "-m", "weightpkg"]
     with tempfile.TemporaryDirectory() as directory:
         os.chdir(directory)
-        subprocess.run([*weightpkg, "add", *arguments.names], check=True)
-        subprocess.run([*weightpkg, "sync"], check=True)
+        subprocess.run([*WEIGHTPKG, "add", *arguments.names], check=True)
+        subprocess.run([*WEIGHTPKG, "sync"], check=True)
         commands = [
-            [*weightpkg, "sync", "--frozen"],
-            [*weightpkg, "lock", "--check"],
-            [*weightpkg, "--help"],
+            [*WEIGHTPKG, "sync", "--frozen"],
+            [*WEIGHTPKG, "lock", "--check"],
+            [*WEIGHTPKG, "--help"],
         ]
         frozen, check, help_ = alternate(commands, arguments.runs)
         os.chdir("/")

@@ -1,4 +1,4 @@
-"""Licences before a download: shown, asked about on a terminal, and recorded."""
+"""Licenses before a download: shown, asked about on a terminal, and recorded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from weightpkg.package import Resolved
 from weightpkg.store import Store
 
 if TYPE_CHECKING:
-    from weightpkg.licences import Terms
+    from weightpkg.licenses import Terms
 
 
 def agree(
@@ -24,13 +24,13 @@ def agree(
     *,
     is_project: bool = False,
 ) -> None:
-    """Have the licences accepted of models that are about to be downloaded.
+    """Have the licenses accepted of models that are about to be downloaded.
 
     Args:
         wanted: the models, each with the directory of its index.
         store: where it is recorded.
-        accept: licences that were accepted on the command line.
-        is_project: whether it is for a project, where no licence goes unanswered; elsewhere, where
+        accept: licenses that were accepted on the command line.
+        is_project: whether it is for a project, where no license goes unanswered; elsewhere, where
             nobody can be asked, it is shown and stays unanswered.
 
     Raises:
@@ -39,7 +39,7 @@ def agree(
     wanted = list(wanted)
     if not wanted:
         return
-    from weightpkg.licences import settle, terms_for
+    from weightpkg.licenses import settle, terms_for
 
     if terms := terms_for(wanted, store):
         ask = _ask_in_project if is_project else _ask

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -98,6 +97,8 @@ def format_size(size: int | None) -> str:
 
 def print_json(value: object) -> None:
     """Print a value for programs."""
+    import json
+
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 

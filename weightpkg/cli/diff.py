@@ -23,7 +23,7 @@ from weightpkg.settings import Settings
 @click.option("--exit-code", is_flag=True, help="Exit with 1 if anything changed.")
 @click.pass_context
 def command(ctx: click.Context, old: str, new: str | None, as_json: bool, exit_code: bool) -> None:
-    """Show what changed between two lockfiles: versions, licences, digests, and what releases say.
+    """Show what changed between two lockfiles: versions, licenses, digests, and what releases say.
 
     NEW is the project's if it is not given; `-` as OLD is standard input:
     git show main:weights.lock | weightpkg diff -

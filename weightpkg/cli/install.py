@@ -8,7 +8,6 @@ import click
 
 from weightpkg.cli.agreement import agree
 from weightpkg.cli.console import format_size, make_progress, print_json
-from weightpkg.fetch import DEFAULT_JOBS
 from weightpkg.install import Plan, install, plan_install
 from weightpkg.reference import index_of, resolve_any
 from weightpkg.settings import Settings
@@ -27,9 +26,9 @@ from weightpkg.settings import Settings
     help="Look here for files before they are downloaded.",
 )
 @click.option(
-    "--accept-license", multiple=True, metavar="ID", help="Agree to a licence beforehand."
+    "--accept-license", multiple=True, metavar="ID", help="Agree to a license beforehand."
 )
-@click.option("--jobs", type=click.IntRange(1, 64), default=DEFAULT_JOBS, show_default=True)
+@click.option("--jobs", type=click.IntRange(1, 64), show_default="8")
 @click.option("--timeout", type=click.FloatRange(0.1), help="Seconds that a file may take in all.")
 @click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
@@ -43,7 +42,7 @@ def command(
     exclude: tuple[str, ...],
     find_links: tuple[Path, ...],
     accept_license: tuple[str, ...],
-    jobs: int,
+    jobs: int | None,
     timeout: float | None,
     dry_run: bool,
     as_json: bool,
@@ -60,13 +59,12 @@ def command(
     progress = make_progress(quiet=quiet)
     with settings.sources(store) as sources:
         find = sources.list_repository
-        rules = settings.rules()
         resolved = [
             resolve_any(
                 n,
                 index,
                 find,
-                rules=rules,
+                rules=settings.rules,
                 namespaces=namespaces,
                 include=include,
                 exclude=exclude,
@@ -78,14 +76,15 @@ def command(
             print_json([_as_json(plan) for plan in plans])
         for plan in plans:
             progress.note(_describe(plan))
-        if not dry_run:
-            places = [index_of(name, index, namespaces).directory for name in names]
-            new = [(p.resolved, place) for p, place in zip(plans, places, strict=True) if p.missing]
-            agree(new, store, accept_license)
+        if dry_run:
+            return
+        places = [index_of(name, index, namespaces).directory for name in names]
+        new = [(p.resolved, place) for p, place in zip(plans, places, strict=True) if p.missing]
+        agree(new, store, accept_license)
         fetcher = settings.fetcher(
             sources, store, progress, jobs=jobs, timeout_s=timeout, find_links=find_links
         )
-        for plan in [] if dry_run else plans:
+        for plan in plans:
             progress.note(f"installed {install(plan, store, fetcher)}")
 
 

@@ -16,7 +16,6 @@ from weightpkg.reference import is_reference, resolve_reference
 from weightpkg.requirement import Requirement
 from weightpkg.resolve import Candidate, Exclusion, Explanation, Rules, consider, explain
 from weightpkg.settings import Settings
-from weightpkg.survey import this_machine
 
 
 @click.command("resolve")
@@ -30,9 +29,9 @@ from weightpkg.survey import this_machine
 )
 @click.option("--context", type=click.IntRange(1), help="Tokens for which there must be memory.")
 @click.option(
-    "--allow-license", "allowed", metavar="ID", multiple=True, help="Only these licences."
+    "--allow-license", "allowed", metavar="ID", multiple=True, help="Only these licenses."
 )
-@click.option("--deny-license", "denied", metavar="ID", multiple=True, help="Not these licences.")
+@click.option("--deny-license", "denied", metavar="ID", multiple=True, help="Not these licenses.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: all of it.")
 def command(
     name: str,
@@ -71,6 +70,8 @@ def command(
 
 def _machine(text: str | None) -> Machine:
     if text is None:
+        from weightpkg.survey import this_machine
+
         return this_machine()
     path = Path(text)
     if path.is_file():
@@ -102,7 +103,7 @@ def _print_chosen(explanation: Explanation) -> None:
 def _print_all(explanation: Explanation, rules: Rules) -> None:
     if explanation.alias:
         click.echo(f"`{explanation.alias}` is another name of `{explanation.model.name}`")
-    click.echo(f"for {rules.machine}; licence {explanation.model.license}")
+    click.echo(f"for {rules.machine}; license {explanation.model.license}")
     rows = [
         (
             each.resolved.full_name,

@@ -26,7 +26,7 @@ from weightpkg.settings import Settings
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def command(ctx: click.Context, words: tuple[str, ...], limit: int, as_json: bool) -> None:
-    """Search names, summaries, tags and licences; the best match comes first."""
+    """Search names, summaries, tags and licenses; the best match comes first."""
     settings = Settings.from_environment()
     index = settings.index(note=_note)
     most = limit + 1 if limit else None

@@ -48,7 +48,7 @@ def _lines(model: Model, records: list[Installed]) -> Iterator[str]:
         "architecture": model.architecture,
         "parameters": f"{model.parameters:,}" if model.parameters else None,
         "context": f"{model.context_length:,} tokens" if model.context_length else None,
-        "licence": " ".join(filter(None, (model.license, model.license_url))),
+        "license": " ".join(filter(None, (model.license, model.license_url))),
         "homepage": model.homepage,
         "base model": model.base_model,
         "tags": ", ".join(model.tags),

@@ -32,7 +32,7 @@ from weightpkg.syncing import Step, finish, groups_of, plan_sync, prepare, sync,
     help="Look here for files before they are downloaded.",
 )
 @click.option(
-    "--accept-license", multiple=True, metavar="ID", help="Agree to a licence beforehand."
+    "--accept-license", multiple=True, metavar="ID", help="Agree to a license beforehand."
 )
 @click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print what is installed as JSON.")

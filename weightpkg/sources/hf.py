@@ -135,16 +135,16 @@ class HubOpener:
         return json.loads(document.content), following
 
     def _explain(self, error: HTTPStatusError, repo: str, revision: str, what: str) -> NoReturn:
-        """Raise what the hub's answer means: no token, a licence to accept, or not there."""
+        """Raise what the hub's answer means: no token, a license to accept, or not there."""
         page = f"{self._endpoint}/{repo}"
         if error.code == "GatedRepo" and (error.status == 401 or not self._has_token):
             raise FetchError(
                 f"`{what}`: `{repo}` is gated, and there is no token",
-                hint=f"accept its licence at {page}, then `hf auth login`, or set HF_TOKEN",
+                hint=f"accept its license at {page}, then `hf auth login`, or set HF_TOKEN",
             ) from error
         if error.code == "GatedRepo":
             raise FetchError(
-                f"`{what}`: the licence of `{repo}` was not accepted by the token's account",
+                f"`{what}`: the license of `{repo}` was not accepted by the token's account",
                 hint=f"accept it at {page}, then run the same command again",
             ) from error
         if error.code == "RevisionNotFound":

@@ -29,7 +29,7 @@ from weightpkg.errors import SigningError
 @click.option(
     "--license", "license_id", help="An SPDX expression; what the files say if not given."
 )
-@click.option("--license-url", help="Where the licence's text is.")
+@click.option("--license-url", help="Where the license's text is.")
 @click.option("--homepage", help="Where people read more.")
 @click.option("--tag", "tags", multiple=True, help="A word to find it by; once for each.")
 @entry_options
@@ -83,7 +83,7 @@ def command(
             "the files do not say which architecture it is", hint="name the config.json, too"
         )
     if not (license_id or facts.license):
-        raise SigningError("the files do not say which licence it has", hint="`--license SPDX-ID`")
+        raise SigningError("the files do not say which license it has", hint="`--license SPDX-ID`")
     made = make_variant(files, facts, sources, name=variant, quantization=quantization, quiet=quiet)
     model = NewModel(
         name=name,

@@ -1,4 +1,4 @@
-"""Licences that must be accepted: shown before the download, recorded, asked for once."""
+"""Licenses that must be accepted: shown before the download, recorded, asked for once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from weightpkg import api
 from weightpkg.cli import cli
 from weightpkg.errors import LicenseError
-from weightpkg.licences import acceptances, is_restricted, to_accept
+from weightpkg.licenses import acceptances, is_restricted, to_accept
 from weightpkg.settings import Settings
 
 URL = "https://example.com/terms"
@@ -51,7 +51,7 @@ def weightpkg(*words: str, stdin: str = "") -> Result:
         "Unlicense",
     ],
 )
-def test_most_licences_ask_nobody(name: str) -> None:
+def test_most_licenses_ask_nobody(name: str) -> None:
     assert not is_restricted(name)
     assert to_accept(name) == []
 
@@ -92,7 +92,7 @@ def test_nothing_is_downloaded_for_a_project_before_it_is_accepted(restricted: S
     result = weightpkg("sync")
     assert isinstance(result.exception, LicenseError)
     assert result.exception.exit_code == 11
-    message = "`tiny-q4`: the licence LicenseRef-tiny was not accepted; LicenseRef-tiny: " + URL
+    message = "`tiny-q4`: the license LicenseRef-tiny was not accepted; LicenseRef-tiny: " + URL
     assert result.exception.message == message
     hint = "read it, then `weightpkg install tiny-q4 --accept-license LicenseRef-tiny`"
     assert result.exception.hint == hint
@@ -142,7 +142,7 @@ def test_a_person_is_asked_on_a_terminal(
 
 def test_sync_asks_as_well(restricted: Settings) -> None:
     assert weightpkg("add", "tiny", "--role", "chat").exit_code == 0
-    assert "licence LicenseRef-tiny" not in Path("weights.toml").read_text()
+    assert "license LicenseRef-tiny" not in Path("weights.toml").read_text()
     assert isinstance(weightpkg("sync", "--frozen").exception, LicenseError)
     with pytest.raises(LicenseError):
         api.load("chat", settings=restricted)

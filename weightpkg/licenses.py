@@ -1,7 +1,7 @@
-"""Which licences someone must agree to, what they are shown, and the record that they did.
+"""Which licenses someone must agree to, what they are shown, and the record that they did.
 
-Permissive and copyleft licences ask nobody: who passes such bytes on has duties, who runs them has
-none. Licences that restrict use (`LicenseRef-...`, and the few of SPDX that do) are shown before the
+Permissive and copyleft licenses ask nobody: who passes such bytes on has duties, who runs them has
+none. Licenses that restrict use (`LicenseRef-...`, and the few of SPDX that do) are shown before the
 first download and accepted once for each text: who, when, and the digest of what was shown. What a
 publisher asks on a page of its own (a gated repository) is another matter, and never accepted here.
 """
@@ -27,7 +27,7 @@ from weightpkg.store import Store
 
 MAX_TEXT = 1024 * 1024
 
-# SPDX licences that forbid a use: https://spdx.org/licenses/
+# SPDX licenses that forbid a use: https://spdx.org/licenses/
 _RESTRICTED = re.compile(
     r"LicenseRef-|DocumentRef-|.*-(NC|ND)(-|\Z)|BUSL-|Elastic-|PolyForm-|SSPL-|Hippocratic-|JSON\Z",
     re.IGNORECASE,
@@ -36,7 +36,7 @@ _RESTRICTED = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """A licence to agree to, and all that is shown of it.
+    """A license to agree to, and all that is shown of it.
 
     models: what comes under it.
     text: what an index has of it, or where it can be read.
@@ -68,7 +68,7 @@ class Acceptance:
 
 
 def is_restricted(license_id: str) -> bool:
-    """Whether a licence restricts what its user may do, so that it must be accepted.
+    """Whether a license restricts what its user may do, so that it must be accepted.
 
     >>> [is_restricted(name) for name in ("MIT", "LicenseRef-llama3", "CC-BY-NC-4.0", "CC-BY-4.0")]
     [False, True, True, False]
@@ -77,7 +77,7 @@ def is_restricted(license_id: str) -> bool:
 
 
 def to_accept(expression: str, accepted: Iterable[str] = ()) -> list[str]:
-    """Return the licences of an SPDX expression that must be accepted before it is satisfied.
+    """Return the licenses of an SPDX expression that must be accepted before it is satisfied.
 
     >>> to_accept("MIT OR LicenseRef-x"), to_accept("MIT AND LicenseRef-x")
     ([], ['LicenseRef-x'])
@@ -94,7 +94,7 @@ def terms_for(wanted: Iterable[tuple[Resolved, Path]], store: Store) -> list[Ter
     """Return what must be accepted before some models are downloaded.
 
     Args:
-        wanted: models, each with the directory of its index, where the texts of licences are.
+        wanted: models, each with the directory of its index, where the texts of licenses are.
         store: where it is recorded what was accepted.
 
     Raises:
@@ -139,7 +139,7 @@ def is_accepted(terms: Terms, store: Store) -> bool:
 
 
 def acceptances(license_id: str, store: Store) -> list[Acceptance]:
-    """Return who accepted which texts of a licence, the oldest first.
+    """Return who accepted which texts of a license, the oldest first.
 
     Raises:
         StoreError: the record cannot be read.
@@ -190,7 +190,7 @@ def check_accepted(terms: Iterable[Terms]) -> None:
     for one in terms:
         models = ", ".join(f"`{name}`" for name in one.models)
         raise LicenseError(
-            f"{models}: the licence {one.license} was not accepted; {one.text.splitlines()[0]}",
+            f"{models}: the license {one.license} was not accepted; {one.text.splitlines()[0]}",
             hint=f"read it, then `weightpkg install {one.models[0]} --accept-license {one.license}`",
         )
 
@@ -209,7 +209,7 @@ def settle(
     Args:
         terms: what must be accepted.
         store: where it is recorded.
-        accept: licences that were accepted beforehand.
+        accept: licenses that were accepted beforehand.
         ask: shows terms, and returns whether they are accepted; None if nobody could be asked.
         who: the user.
         when: the present.
