@@ -6,7 +6,11 @@ import click
 
 from weightpkg.cli.table import Commands
 
-TABLE: dict[str, str] = {}
+TABLE = {
+    "create": "Have all that lockfiles or names need in a directory.",
+    "verify": "Check offline that a mirror has what it says, and nothing else.",
+    "prune": "Remove from a mirror what nothing in it needs.",
+}
 """Each command is `command` in the module of its name."""
 
 
