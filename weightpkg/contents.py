@@ -31,6 +31,10 @@ MODEL_MANIFEST = "weightpkg.toml"
 
 _HEADER = b"# Written by `weightpkg mirror create`: what is here, for whom, and its digests.\n"
 _CHECK = re.compile(re.escape(_HEADER) + rb'check = "([0-9a-f]{64})"\n')
+_PLACE = re.compile(
+    r"blobs/sha256/([0-9a-f]{2})/\1[0-9a-f]{62}(\.chunks)?\Z"
+    r"|models/[0-9a-f]{64}/.+|index/[a-z0-9-]+/.+|locks/[0-9a-f]{64}\.lock\Z"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,8 +141,8 @@ def gaps(contents: Contents) -> list[str]:
     """Return what needs need and the list of files does not have; empty for a proof that is one."""
     found = []
     for need in contents.needs:
-        for path in sorted(needed_by(need, contents.files) - contents.files.keys()):
-            found.append(f"`{path}` is not here, and `{need.name}` needs it")
+        missing = sorted(needed_by(need, contents.files) - contents.files.keys())
+        found += [f"`{path}` is not here, and `{need.name}` needs it" for path in missing]
         for package in need.packages:
             found += _wrong_trees(need, package, contents.files)
     return found
@@ -206,10 +210,23 @@ def read_contents(content: bytes, *, source: str) -> Contents:
     needs = tuple(_read_need(row) for row in rows_of(table, "needs"))
     entries = [read_entry(row) for row in rows_of(table, "files")]
     table.finish()
-    files = {entry.path: entry for entry in entries}
-    if len(files) < len(entries):
-        raise table.error("files", "has a path twice")
-    return Contents(needs, files)
+    if reason := _clash([entry.path for entry in entries]):
+        raise table.error("files", reason)
+    return Contents(needs, {entry.path: entry for entry in entries})
+
+
+def _clash(paths: Iterable[str]) -> str | None:
+    """Say which path has no place here, or stands in the way of another on some system."""
+    seen: set[str] = set()
+    for path in sorted(paths, key=lambda path: path.count("/")):
+        folded = path.casefold()
+        above = folded.split("/")
+        if not _PLACE.match(path):
+            return f"has `{path}`, which has no place here"
+        if folded in seen or any("/".join(above[:i]) in seen for i in range(1, len(above))):
+            return f"has `{path}` twice, or as a file and as a directory"
+        seen.add(folded)
+    return None
 
 
 def rows_of(table: Table, key: str) -> Iterator[Table]:

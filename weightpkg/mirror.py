@@ -43,7 +43,7 @@ from weightpkg.document import parse_document
 from weightpkg.errors import DocumentError, IntegrityError, StoreError, WeightpkgError
 from weightpkg.install import convert_blobs
 from weightpkg.license_policy import identifiers
-from weightpkg.lockfile import DEFAULT_INDEX, LockedPackage, read_lockfile
+from weightpkg.lockfile import LockedPackage, read_lockfile
 from weightpkg.locking import check_roots, package_of
 from weightpkg.manifest import Manifest
 from weightpkg.package import UNKNOWN, File
@@ -509,18 +509,22 @@ class _Filling:
         return True
 
     def _pages(self, package: LockedPackage, one: Wanted) -> Iterator[str]:
-        namespace = package.index
-        if namespace is None:
-            return
-        if signed := one.signed.get(namespace):
-            pages = signed.published([package.name])
-        else:
-            pages = _unsigned_pages(package, one.indexes)
-        for name, content in pages:
-            path = f"index/{namespace or DEFAULT_INDEX}/{name}"
+        for path, content in pages_of(package, one):
             self._write(path, content)
-            if not name.startswith("metadata/"):
+            if "/metadata/" not in path:
                 yield path
+
+
+def pages_of(package: LockedPackage, one: Wanted) -> Iterator[tuple[str, bytes]]:
+    """Yield what an index publishes of a package: paths below a mirror, and bytes."""
+    if package.index is None:
+        return
+    if signed := one.signed.get(package.index):
+        pages = signed.published([package.name])
+    else:
+        pages = _unsigned_pages(package, one.indexes)
+    for name, content in pages:
+        yield f"index/{package.index}/{name}", content
 
 
 def _unsigned_pages(package: LockedPackage, indexes: Indexes) -> Iterator[tuple[str, bytes]]:

@@ -92,6 +92,11 @@ class Settings:
         """The store."""
         return Store(self.home)
 
+    @property
+    def imported(self) -> Path:
+        """The mirror that bundles are imported into."""
+        return self.home / "imported"
+
     def index(self, note: Callable[[str], None] = lambda _: None) -> Index:
         """The default index; `note` is told what takes a while.
 
