@@ -29,8 +29,8 @@ ORDER = [
     "sources.pip_config", "sources.https", "sources.local", "sources.pypi", "sources.hf",
     "sources.openers",
     "trust_memory", "trust_rules", "trust_origin", "trust_client", "trust_conformance", "trust_status", "trust_pages", "trust", "indexes",
-    "transfer", "fetch", "resolve", "reference", "retention",
-    "licences", "manifest", "lockfile", "contents",
+    "contents", "replacement", "transfer", "fetch", "converted", "resolve", "reference", "retention",
+    "licences", "manifest", "lockfile",
     "convert", "convert.plan", "convert.limits", "convert.graph", "convert.weights", "convert.quantize", "convert.rope", "convert.blocks",
     "convert.experts", "convert.rotary", "convert.hyperparameters", "convert.hf_config", "convert.hf_decoder",
     "convert.packed", "convert.small_floats", "convert.packings", "convert.encoder", "convert.archs", "convert.archs.bert", "convert.archs.roberta", "convert.archs.distilbert", "convert.archs.modernbert", "convert.archs.nomic_bert", "convert.archs.llama", "convert.archs.qwen2", "convert.archs.qwen3", "convert.archs.phi3", "convert.archs.granite", "convert.archs.olmo2", "convert.archs.smollm3", "convert.archs.stablelm", "convert.archs.starcoder2", "convert.archs.gpt2", "convert.archs.falcon", "convert.archs.gemma2", "convert.archs.gemma3", "convert.archs.mixtral", "convert.archs.qwen3moe", "convert.archs.gpt_oss", "convert.archs.deepseek2",
@@ -41,7 +41,7 @@ ORDER = [
     "seals", "locking", "project", "report", "syncing", "mirror", "patching", "bundle_file", "bundle", "wheels",
     "run", "run.template_worker", "run.template", "run.session", "run.batch", "run.sampling", "run.generate",
     "run.model",
-    "api", "", "cli.table", "cli.console", "cli.chat", "cli.agreement", "cli.editing", "cli.names", "cli",
+    "api", "", "cli.table", "cli.console", "cli.mirroring", "cli.chat", "cli.agreement", "cli.editing", "cli.names", "cli",
 ]  # fmt: skip
 
 # what a part of the package must not import, beside what stands below it

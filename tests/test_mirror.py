@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from weightpkg.cli import cli
 from weightpkg.mirror import Mirror, verify
 from weightpkg.progress import Silence
 from weightpkg.project import Project, lock
 from weightpkg.settings import Settings
+
+if TYPE_CHECKING:
+    from click.testing import Result
 
 
 @pytest.fixture

@@ -280,3 +280,27 @@ def read_entry(row: Table) -> Entry:
 
 def _sha256(text: str) -> Digest:
     return Digest("sha256", text)
+
+
+def read_model_rows(content: bytes, *, source: str) -> tuple[list[Entry], frozenset[str]]:
+    """Read the manifest of a converted model.
+
+    Returns:
+        Its files, by their names in it; and the SHA-256 of sources that are among them as they are,
+        in hex digits.
+
+    Raises:
+        DocumentError: it is not valid.
+    """
+    table = parse_document(content, source=source)
+    entries = []
+    for row in table.tables("files"):
+        size = row.natural("size")
+        if size is None:
+            raise row.error("size", "is missing (a whole number)")
+        path = row.parsed("path", lambda text: RelativePath(text).text)
+        digest = row.parsed("blake3", lambda text: Digest("blake3", text))
+        entries.append(Entry(path=path, size=size, blake3=digest))
+    sources = table.tables("sources") if "sources" in table else iter(())
+    placed = (row for row in sources if row.optional("in-place", bool))
+    return entries, frozenset(row.parsed("sha256", _sha256).hex for row in placed)

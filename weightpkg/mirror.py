@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 from weightpkg import files
 from weightpkg.contents import (
@@ -37,10 +37,18 @@ from weightpkg.contents import (
     lock_name,
     needed_by,
     read_contents,
+    read_model_rows,
 )
 from weightpkg.digest import READ_SIZE, Digest, Fingerprint, sound_chunks
-from weightpkg.document import parse_document
-from weightpkg.errors import DocumentError, IntegrityError, StoreError, WeightpkgError
+from weightpkg.errors import (
+    DocumentError,
+    IntegrityError,
+    ModelNotFoundError,
+    ResolutionError,
+    StoreError,
+    WeightpkgError,
+)
+from weightpkg.index import Index
 from weightpkg.install import convert_blobs
 from weightpkg.license_policy import identifiers
 from weightpkg.lockfile import LockedPackage, read_lockfile
@@ -54,6 +62,7 @@ from weightpkg.requirement import NormalizedName
 from weightpkg.settings import Settings
 from weightpkg.store import MANIFEST, InstalledFile, Store, placed_sources, tree_digest
 from weightpkg.syncing import is_same_converter
+from weightpkg.trust import SignedIndex
 from weightpkg.verify import Expected, by_file, check_files
 
 if TYPE_CHECKING:
@@ -63,26 +72,17 @@ STATE = ".weightpkg"
 Action = Literal["there", "copy", "fetch", "convert"]
 
 
-class SignedIndex(Protocol):
-    """An index with signatures, as far as a mirror of it needs it."""
-
-    def published(self, names: Iterable[NormalizedName], /) -> Iterator[tuple[str, bytes]]:
-        """Yield path and bytes of all signed metadata, and of what belongs to some models."""
-
-
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """A lockfile or a name, what it comes to, and the indexes that say so.
 
     lock: the lockfile's bytes; None for a name.
-    signed: those of the indexes that have signatures.
     """
 
     name: str
     packages: tuple[LockedPackage, ...]
     indexes: Indexes
     lock: bytes | None = None
-    signed: dict[NormalizedName, SignedIndex] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -519,26 +519,35 @@ def pages_of(package: LockedPackage, one: Wanted) -> Iterator[tuple[str, bytes]]
     """Yield what an index publishes of a package: paths below a mirror, and bytes."""
     if package.index is None:
         return
-    if signed := one.signed.get(package.index):
-        pages = signed.published([package.name])
-    else:
-        pages = _unsigned_pages(package, one.indexes)
-    for name, content in pages:
-        yield f"index/{package.index}/{name}", content
+    index = one.indexes.index(package.index)
+    with suppress(ModelNotFoundError):  # it was taken out of the index; its lockfile still says all
+        if isinstance(index, SignedIndex):
+            published = index.published([package.name])
+        else:
+            published = _unsigned(package, index)
+        for name, content in published:
+            yield f"index/{package.index}/{name}", content
 
 
-def _unsigned_pages(package: LockedPackage, indexes: Indexes) -> Iterator[tuple[str, bytes]]:
-    directory = indexes.directory(package.index)
+def _unsigned(package: LockedPackage, index: Index) -> Iterator[tuple[str, bytes]]:
     names = [f"models/{package.name}.toml"]
-    names += [f"aliases/{alias}.toml" for alias in indexes.aliases_of(package.index, package.name)]
+    names += [f"aliases/{alias}.toml" for alias in _aliases_of(package.name, index)]
     if package.license != UNKNOWN:
         leaves = identifiers(package.license)
         names += [f"licenses/{leaf.replace(' ', '-')}.txt" for leaf in leaves]
     for name in names:
-        path = directory / name
+        path = index.directory / name
         if path.is_file():
             with files.mapped(path):
                 yield name, path.read_bytes()
+
+
+def _aliases_of(model: NormalizedName, index: Index) -> Iterator[str]:
+    """Yield the aliases that lead to a model; those that lead nowhere are passed over."""
+    for alias in index.aliases():
+        with suppress(ResolutionError, DocumentError):
+            if index.target(NormalizedName(alias)) == model:
+                yield alias
 
 
 def _is(file: File, known: Fingerprint) -> bool:
@@ -602,17 +611,10 @@ def model_entries(directory: Path, prefix: str) -> list[Entry]:
     with files.mapped(path):
         content = path.read_bytes()
     try:
-        rows = parse_document(content, source=str(path)).tables("files")
-        listed = [
-            Entry(
-                path=f"{prefix}/{row.required('path', str)}",
-                size=row.required("size", int),
-                blake3=row.parsed("blake3", lambda text: Digest("blake3", text)),
-            )
-            for row in rows
-        ]
-    except (DocumentError, ValueError) as error:
-        raise StoreError(f"`{path}`: {error}", hint="remove the directory") from error
+        rows, _ = read_model_rows(content, source=str(path))
+    except DocumentError as error:
+        raise StoreError(error.message, hint="remove the directory") from error
+    listed = [replace(row, path=f"{prefix}/{row.path}") for row in rows]
     return [*listed, entry_of(f"{prefix}/{MANIFEST}", content)]
 
 

@@ -7,7 +7,6 @@ A project is the nearest directory upwards that has a `weights.toml`, or a `pypr
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 from weightpkg import files
 from weightpkg.config import IndexConfig, directory_of
 from weightpkg.confusable import check_distinct, lookalike
-from weightpkg.errors import DocumentError, NamespaceNotFoundError, ProjectError, ResolutionError
+from weightpkg.errors import NamespaceNotFoundError, ProjectError
 from weightpkg.index import Index
 from weightpkg.lockfile import (
     DEFAULT_INDEX,
@@ -181,15 +180,9 @@ class Indexes:
         """Where an index is; the default one's place for none."""
         return self._indexes[name or _DEFAULT].directory
 
-    def aliases_of(self, name: NormalizedName | None, model: NormalizedName) -> list[str]:
-        """The aliases that lead to a model; those that lead nowhere are passed over."""
-        index = self._indexes[name or _DEFAULT]
-        found = []
-        for alias in index.aliases():
-            with suppress(ResolutionError, DocumentError):
-                if index.target(NormalizedName(alias)) == model:
-                    found.append(alias)
-        return found
+    def index(self, name: NormalizedName | None) -> Index:
+        """An index; the default one for none."""
+        return self._indexes[name or _DEFAULT]
 
     def roots(self) -> dict[NormalizedName, str]:
         """The root of each index."""
