@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -419,7 +420,7 @@ class _Filling:
         """Return what is known of a blob that is here and whole."""
         path = self.mirror.store.blob(digest)
         known = self.mirror.store.fingerprint(digest)
-        if path is None or known is None or not _is(file, known):
+        if path is None or path.is_symlink() or known is None or not _is(file, known):
             return None
         if self.mirror.seals.has(path):
             return known
@@ -682,13 +683,15 @@ def verify(mirror: Mirror, progress: Progress) -> list[str]:
 
 
 def unexpected(mirror: Mirror, contents: Contents) -> list[str]:
-    """Return the files of a mirror that its list does not have."""
+    """Return the files, links and whatever else a mirror has that its list does not."""
     found = []
-    for path, _ in files.walk(mirror.directory):
-        name = path.relative_to(mirror.directory).as_posix()
-        if name != CONTENTS and not name.startswith(f"{STATE}/") and name not in contents.files:
-            found.append(name)
-    return found
+    for parent, directories, names in os.walk(mirror.directory):
+        place = Path(parent).relative_to(mirror.directory)
+        if place == Path():
+            directories[:] = [name for name in directories if name != STATE]
+        links = [name for name in directories if (Path(parent) / name).is_symlink()]
+        found += [(place / name).as_posix() for name in [*names, *links]]
+    return sorted(set(found) - contents.files.keys() - {CONTENTS})
 
 
 def plan_prune(mirror: Mirror, drop: Sequence[str]) -> tuple[Contents, list[str]]:
@@ -713,7 +716,7 @@ def plan_prune(mirror: Mirror, drop: Sequence[str]) -> tuple[Contents, list[str]
     needs = tuple(n for n in old.needs if not any(_is_called(n, text) for text in drop))
     paths = {path for need in needs for path in needed_by(need, old.files)}
     contents = replace(old, needs=needs, files={p: e for p, e in old.files.items() if p in paths})
-    return contents, sorted([*unexpected(mirror, contents)])
+    return contents, unexpected(mirror, contents)
 
 
 def _is_called(need: Need, text: str) -> bool:
