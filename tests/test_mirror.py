@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner
 
 from factories import index_page, tiny_llama
-from fault_server import FAULTS, FaultServer, fault_server
+from fault_server import FaultServer, fault_server
 from http_server import Site, serve
 from test_full_disk import enlarge, mounted
 from weightpkg import files

@@ -156,7 +156,11 @@ def check_listing(listing: Listing, contents: Contents, source: str) -> None:
     """
     carried = {entry.path: entry for entry in listing.members}
     patched = [patch.path for patch in listing.patches]
-    told = [*carried, *patched, *(path for path, _ in listing.copies)]
+    told = [
+        *(entry.path for entry in listing.members),
+        *patched,
+        *(path for path, _ in listing.copies),
+    ]
     if len(set(told)) < len(told):
         raise DocumentError("says of a file twice where it is", source=source)
     wheels = {path for path in carried if path.startswith(WHEELS) and path.count("/") == 1}
@@ -339,9 +343,12 @@ class Bundle:
             raise DocumentError(
                 "is no bundle of weightpkg, or not its first volume", source=self.name
             )
-        if size > self._volumes.size - _BLOCK:
+        if size + len(padding(size)) > self._volumes.size - _BLOCK:
             raise IntegrityError(f"`{self.name}`: ends before its list does")
-        return self._volumes.read(size)
+        content = self._volumes.read(size)
+        if any(self._volumes.read(len(padding(size)))):
+            raise DocumentError(f"what stands behind `{LIST}` is not right", source=self.name)
+        return content
 
     def pieces(self, entry: Entry) -> Iterator[bytes]:
         """Yield the bytes of a member, and refuse them at the end if they are not the right ones.

@@ -463,6 +463,8 @@ class _Filling:
             return False
         if {entry.path.split("/", 2)[2] for entry in entries} != _names_in(path):
             return False
+        if any(self.files.get(entry.path, entry) != entry for entry in entries):
+            return False  # it is not what the mirror said that it has
         touched = [e for e in entries if not self.mirror.seals.has(self.mirror.directory / e.path)]
         return not bad_files(self.mirror.directory, touched, {}, self.progress)
 
