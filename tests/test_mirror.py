@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner
 
 from factories import index_page, tiny_llama
-from fault_server import FaultServer, fault_server
+from fault_server import fault_server
 from http_server import Site, serve
 from test_full_disk import enlarge, mounted
 from weightpkg import files
@@ -515,10 +515,12 @@ def test_mirrors_that_do_badly_are_gone_around(
 ) -> None:
     """Faults that a server can have, as the mirror: the canonical source has the file then."""
     content = (settings.index_dir / "tiny-q4.gguf").read_bytes()
-    monkeypatch.setattr("weightpkg.settings.Settings.replacements", lambda _: (Faulty.at(server),))
+    monkeypatch.setattr(
+        "weightpkg.settings.Settings.replacements", lambda _: (Faulty("http://mirror"),)
+    )
     with fault_server(content, drip_s=0.05) as server:
         for name in MIRROR_FAULTS:
-            Faulty.fault = name
+            Faulty.url = server.url(name)
             hasty = {"PIP_TIMEOUT": "1", "PIP_RETRIES": "0"}
             [record] = installed_in(tmp_path / name, locked, **hasty)
             assert record.tree is not None, name
@@ -527,17 +529,11 @@ def test_mirrors_that_do_badly_are_gone_around(
 class Faulty(Replacement):
     """A mirror whose blob is what a fault server has."""
 
-    fault = ""
-    server: FaultServer
+    url = ""
 
-    @classmethod
-    def at(cls, server: FaultServer) -> Faulty:
-        cls.server = server
-        return cls(server.root)
-
-    def blob(self, digest: object) -> tuple[HttpsSource]:  # type: ignore[override]
+    def blob(self, digest: object) -> tuple[HttpsSource]:
         assert digest
-        return (HttpsSource(self.server.url(self.fault)),)
+        return (HttpsSource(Faulty.url),)
 
 
 def test_a_mirror_that_does_not_answer_is_asked_last_from_then_on(
