@@ -26,6 +26,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from durability import add_checkpoint
 from factories import edit_gguf, index_page
 from test_full_disk import enlarge, mounted
 from test_mirror import blob_of, flipped, installed_in, lock_tree, lose_sources, refused, weightpkg
@@ -179,6 +180,27 @@ def _with_template(locked: Project, settings: Settings, template: str) -> Projec
 TEMPLATE = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}" + "{# longer #}" * 50
 )
+
+
+def test_weights_that_a_model_uses_as_they_are_come_once(
+    locked: Project, settings: Settings, tmp_path: Path
+) -> None:
+    add_checkpoint(settings)
+    locked.manifest_path.write_text('[models]\nembed = "vectors"\n')
+    (locked.root / "weights.lock").unlink()
+    project = Project(locked.manifest_path)
+    project.write_lockfile(lock(project, settings, print).lockfile)
+    bundle = bundled(project, tmp_path / "site.wpk")
+    with Bundle([bundle]) as opened:
+        [(path, base)] = opened.listing.copies
+    assert path.endswith("/model.safetensors")
+    assert base.startswith("blobs/")
+    weightpkg("bundle", "import", bundle, "--into", tmp_path / "mirror")
+    assert verify(Mirror(tmp_path / "mirror"), Silence()) == []
+    again = bundled(project, tmp_path / "delta.wpk", "--delta-from", bundle)
+    assert again.stat().st_size < bundle.stat().st_size / 3
+    weightpkg("bundle", "import", again, "--into", tmp_path / "mirror")
+    assert verify(Mirror(tmp_path / "mirror"), Silence()) == []
 
 
 def test_a_new_chat_template_is_little(locked: Project, settings: Settings, tmp_path: Path) -> None:

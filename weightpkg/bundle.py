@@ -51,6 +51,7 @@ from weightpkg.lockfile import LockedPackage
 from weightpkg.mirror import Mirror, Wanted, bad_files, copy_blob, model_entries, pages_of
 from weightpkg.package import File
 from weightpkg.patching import apply_patch, make_patch
+from weightpkg.placing import place_file
 from weightpkg.progress import Progress
 from weightpkg.store import InstalledFile, Store, tree_digest
 from weightpkg.syncing import is_same_converter
@@ -193,6 +194,7 @@ def create(
         document = dump_contents(contents)
         listing = Listing(entry_of(CONTENTS, document), tuple(contents.files.values()))
         sources = gathering.sources | {CONTENTS: document}
+        listing = _once(listing)
         if base:
             with Bundle(base) as old:
                 listing, patches = _against(old, contents, listing, sources, store)
@@ -202,6 +204,19 @@ def create(
             listing = replace(listing, members=(*listing.members, entry))
             sources[entry.path] = path
         return _write(listing, sources, output, volume_size, gathering.progress), listing
+
+
+def _once(listing: Listing) -> Listing:
+    """Return a listing that carries the same bytes once: weights that a model uses as they are."""
+    first: dict[Digest, str] = {}
+    members, copies = [], list(listing.copies)
+    for entry in sorted(listing.members, key=lambda entry: entry.path):
+        path = first.setdefault(entry.blake3, entry.path)
+        if path == entry.path or entry.size < _MIN_PATCHED:
+            members.append(entry)
+        else:
+            copies.append((entry.path, path))
+    return replace(listing, members=tuple(members), copies=tuple(copies))
 
 
 def _write(
@@ -250,12 +265,18 @@ def _against(
     old: Bundle, contents: Contents, listing: Listing, sources: dict[str, Source], store: Store
 ) -> tuple[Listing, dict[str, Source]]:
     """Return a listing of what is new, and the patches that it has."""
-    same = {entry.blake3: path for path, entry in sorted(old.contents.files.items())}
+    # the first of a name is a blob, where there is one
+    had = sorted(old.contents.files.items(), reverse=True)
+    same = {entry.blake3: path for path, entry in had}
     like = _likes(old.contents)
     names = _roles(contents)
-    members, copies, patches = [], [], []
+    members, patches = [], []
+    copies = [copy for copy in listing.copies if contents.files[copy[0]].blake3 not in same]
+    own = {path for path, _ in copies}
     made: dict[str, Source] = {}
     for path, entry in contents.files.items():
+        if path in own:
+            continue
         if entry.blake3 in same:
             copies.append((path, same[entry.blake3]))
             continue
@@ -458,6 +479,10 @@ class _Importing:
 
     def _write(self, entry: Entry, path: Path) -> None:
         files.make_directory(path.parent, is_durable=False)
+        base = dict(self.bundle.listing.copies).get(entry.path, "")
+        if _BLOB.match(base) and base in self.bundle.contents.files:
+            place_file(self.mirror.directory / base, path)  # it was verified, and is the same
+            return
         with files.mapped(path), path.open("xb") as stream:
             for piece in self._pieces(entry):
                 stream.write(piece)

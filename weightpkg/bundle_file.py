@@ -73,7 +73,8 @@ class Listing:
     """What a bundle says that it has.
 
     members: carried as they are, but for `mirror.toml`, which comes first.
-    copies: files of the contents, by path, with the paths that the base has them under.
+    copies: files of the contents, by path, with the paths that the base has them under, or that this very
+        bundle has had before.
     base: the digest that names the bundle which must have been imported before.
     """
 
@@ -171,8 +172,14 @@ def check_listing(listing: Listing, contents: Contents, source: str) -> None:
     for path in carried.keys() - wheels:
         if carried[path] != contents.files[path]:
             raise DocumentError(f"tells two things of `{path}`", source=source)
-    if (patched or listing.copies) and listing.base is None:
-        raise DocumentError("has patches, and no base", source=source)
+    for path, base in listing.copies:
+        if base not in contents.files:
+            continue
+        is_late = base > path and listing.base is None
+        if is_late or contents.files[base].blake3 != contents.files[path].blake3:
+            raise DocumentError(f"has `{path}` as a copy of what is another file", source=source)
+    if listing.base is None and (patched or any(base not in carried for _, base in listing.copies)):
+        raise DocumentError("has less than all, and no base", source=source)
 
 
 def header(path: str, size: int) -> bytes:

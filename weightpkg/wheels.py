@@ -11,12 +11,15 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+import tomli
 from packaging.requirements import InvalidRequirement, Requirement
 
 from weightpkg.errors import FetchError
 from weightpkg.progress import Progress
 
 _TIMEOUT_S = 1800.0
+_PROJECT = Path(__file__).parents[1] / "pyproject.toml"
+"""Where the source is, in a checkout."""
 
 
 def pinned(root: str = "weightpkg") -> list[str]:
@@ -48,6 +51,9 @@ def pinned(root: str = "weightpkg") -> list[str]:
 
 
 def _requires(name: str) -> list[str]:
+    if name == "weightpkg" and _PROJECT.is_file():  # what was installed from it may be older
+        table = tomli.loads(_PROJECT.read_text(encoding="utf-8"))
+        return [str(text) for text in table["project"]["dependencies"]]
     try:
         return metadata.requires(name) or []
     except metadata.PackageNotFoundError:
@@ -62,9 +68,8 @@ def gather_wheels(directory: Path, progress: Progress) -> list[Path]:
     """
     progress.note("asking pip for weightpkg and what it needs")
     _pip("download", "--no-deps", "--only-binary", ":all:", "-d", directory, *pinned())
-    project = Path(__file__).parents[1]
-    if (project / "pyproject.toml").is_file():
-        _pip("wheel", "--no-deps", "-w", directory, project)
+    if _PROJECT.is_file():
+        _pip("wheel", "--no-deps", "-w", directory, _PROJECT.parent)
     else:
         own = f"weightpkg=={metadata.version('weightpkg')}"
         _pip("download", "--no-deps", "--only-binary", ":all:", "-d", directory, own)

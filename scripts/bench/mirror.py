@@ -135,13 +135,11 @@ class Bench:
                 is_own = command[: len(WEIGHTPKG)] == WEIGHTPKG
                 if not is_own:
                     before()
-                sources = self.sources(command)
-                flush = None if is_own else target
-                found.append(timed(command, flush=flush))
-                assert sources is None or sources
+                self.have_mirror(command)
+                found.append(timed(command, flush=None if is_own else target))
         return [statistics.median(found) for found in times]
 
-    def sources(self, command: Sequence[str]) -> None:
+    def have_mirror(self, command: Sequence[str]) -> None:
         """Have the mirror there for a command that reads it."""
         if command[0] in ("cp", "tar"):
             create = [*WEIGHTPKG, "mirror", "create", str(self.root / "mirror")]
