@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,8 +13,10 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import pytest
 from click.testing import CliRunner
@@ -21,6 +24,7 @@ from click.testing import CliRunner
 from factories import index_page, tiny_llama
 from fault_server import fault_server
 from http_server import Site, serve
+from signed_repository import Repository, alias, page
 from test_full_disk import enlarge, mounted
 from weightpkg import files
 from weightpkg.cli import cli
@@ -38,6 +42,7 @@ from weightpkg.package import HttpsSource
 from weightpkg.progress import Silence
 from weightpkg.project import Indexes, Project, known_facts, load_lockfile, lock
 from weightpkg.replacement import Replacement
+from weightpkg.requirement import NormalizedName
 from weightpkg.settings import Settings
 from weightpkg.store import MANIFEST, Store
 from weightpkg.syncing import plan_sync, prepare, sync
@@ -580,6 +585,92 @@ def test_the_index_of_a_mirror_stands_in(
     monkeypatch.setenv("WEIGHTPKG_HOME", str(tmp_path / "site"))
     weightpkg("install", "tiny", "--mirror", mirror.directory, "--mirror-only")
     assert [record.full_name for record in Store(tmp_path / "site").installed()] == ["tiny-q4"]
+
+
+@pytest.fixture
+def acme(locked: Project, settings: Settings, tmp_path: Path) -> Repository:
+    """A signed index `acme` in the configuration, whose `tiny` a project has locked."""
+    path = settings.index_dir / "tiny-q4.gguf"
+    text = page("tiny", content=path.read_bytes())
+    text = re.sub("https://models.example/tiny-q.", f"file://{path.parent}/tiny-q4", text)
+    pages = {"models/tiny.toml": text, "licenses/LicenseRef-tests.txt": "be good"}
+    pages["models/other.toml"] = text.replace('"tiny"', '"other"')
+    pages["aliases/little.toml"] = alias("tiny")
+    repository = Repository.make(tmp_path / "acme", pages, now=datetime.now(UTC))
+    settings.home.mkdir(exist_ok=True)
+    (settings.home / "config.toml").write_text(_configuration(repository, repository.directory))
+    locked.manifest_path.write_text('[models]\nchat = "acme/tiny"\n')
+    (locked.root / "weights.lock").unlink()
+    project = Project(locked.manifest_path)
+    project.write_lockfile(lock(project, settings, print).lockfile)
+    return repository
+
+
+def _configuration(repository: Repository, url: object) -> str:
+    return f'[indexes.acme]\nurl = "{url}"\nroot-sha256 = "{repository.root_sha256}"\n'
+
+
+def test_a_signed_index_is_mirrored_whole(
+    locked: Project, acme: Repository, settings: Settings, tmp_path: Path
+) -> None:
+    for _ in range(3):
+        acme.rotate_root()
+    acme.publish("timestamp")
+    mirror = made(locked, tmp_path / "mirror")
+    assert verify(mirror, Silence()) == []
+    names = {path.removeprefix("index/acme/") for path in mirror.contents().files}
+    roots = {f"metadata/{n}.root.json" for n in range(1, 5)}
+    assert roots | {"metadata/timestamp.json"} <= names
+    assert any(name.endswith("LicenseRef-tests.txt") for name in names)
+    lose_sources(settings)
+    shutil.rmtree(acme.directory)
+    home = tmp_path / "home"
+    home.mkdir()
+    # one who trusts the first root, and knows nothing since
+    repository = SimpleNamespace(root_sha256=mirror_root(mirror))
+    (home / "config.toml").write_text(
+        _configuration(cast("Repository", repository), "https://models.example/index")
+    )
+    where = {"WEIGHTPKG_MIRROR": str(mirror.directory), "WEIGHTPKG_MIRROR_ONLY": "1"}
+    [record] = installed_in(home, Project(locked.manifest_path), **where)
+    assert record.tree is not None
+    there = Settings.from_environment({"WEIGHTPKG_HOME": str(home), **where})
+    index = there.namespaces()[NormalizedName("acme")]
+    assert index.model(NormalizedName("tiny")).name == "tiny"
+    change(next(mirror.directory.glob("index/acme/targets/models/*.toml")), flipped)
+    shutil.rmtree(home / "indexes")
+    with pytest.raises(WeightpkgError):
+        there.namespaces()[NormalizedName("acme")].model(NormalizedName("tiny"))
+
+
+def mirror_root(mirror: Mirror) -> str:
+    content = (mirror.directory / "index" / "acme" / "metadata" / "1.root.json").read_bytes()
+    return hashlib.sha256(content).hexdigest()
+
+
+def test_a_signed_index_that_moves_on_is_mirrored_as_one_whole(
+    locked: Project, acme: Repository, settings: Settings, tmp_path: Path
+) -> None:
+    mirror = made(locked, tmp_path / "mirror")
+    before = set(mirror.contents().files)
+    path = settings.index_dir / "tiny-q4.gguf"
+    text = page("tiny", summary="Another summary", content=path.read_bytes())
+    acme.publish(acme.add("models/tiny.toml", text))
+    weightpkg("mirror", "create", mirror.directory, "acme/other-q4")
+    after = set(mirror.contents().files)
+    gone = sorted(path.rpartition("/")[2] for path in before - after)
+    assert any(name.endswith(".tiny.toml") for name in gone)
+    assert any(name.endswith(".snapshot.json") for name in gone)
+    weightpkg("mirror", "prune", mirror.directory)
+    assert verify(mirror, Silence()) == []
+    where = {"WEIGHTPKG_MIRROR": str(mirror.directory), "WEIGHTPKG_MIRROR_ONLY": "1"}
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "config.toml").write_text(_configuration(acme, "https://models.example/index"))
+    there = Settings.from_environment({"WEIGHTPKG_HOME": str(home), **where})
+    index = there.namespaces()[NormalizedName("acme")]
+    assert index.model(NormalizedName("tiny")).summary == "Another summary"
+    assert index.model(NormalizedName("other")).name == "other"
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -43,6 +44,7 @@ from weightpkg.contents import (
 from weightpkg.digest import READ_SIZE, Digest, Fingerprint, sound_chunks
 from weightpkg.errors import (
     DocumentError,
+    FetchError,
     IntegrityError,
     ModelNotFoundError,
     ResolutionError,
@@ -70,6 +72,9 @@ if TYPE_CHECKING:
     from weightpkg.fetch import Fetcher
 
 STATE = ".weightpkg"
+_SIGNED_PAGE = re.compile(
+    r"index/(?P<index>[^/]+)/targets/models/[0-9a-f]{64}\.(?P<name>[a-z0-9-]+)\.toml\Z"
+)
 Action = Literal["there", "copy", "fetch", "convert"]
 
 
@@ -312,7 +317,8 @@ def create(
     with mirror.alone(progress), held(store):
         old = mirror.contents()
         filling = _Filling(mirror, store, fetcher, progress, dict(old.files))
-        needs = {need.key: need for need in old.needs}
+        filling.publish_signed(wanted, old)
+        needs = {need.key: filling.with_pages(need) for need in old.needs}
         for one in wanted:
             if need := filling.need(one):
                 needs[need.key] = need
@@ -343,6 +349,46 @@ class _Filling:
     gaps: list[Gap] = field(default_factory=list)
     _blobs: dict[Digest, Fingerprint] = field(default_factory=dict)
     _models: dict[str, Digest] = field(default_factory=dict)
+    _signed: dict[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
+
+    def publish_signed(self, wanted: Sequence[Wanted], old: Contents) -> None:
+        """Have what signed indexes publish today: for what is wanted, and for all that was before.
+
+        Their metadata is one whole, so what was mirrored of another time must not stay beside it.
+        """
+        for namespace, (index, names) in _signed_indexes(wanted).items():
+            _update(index, self.progress)
+            before = (_SIGNED_PAGE.match(path) for path in old.files)
+            names |= {match["name"] for match in before if match and match["index"] == namespace}
+            files = dict(self._published(namespace, index, names))
+            prefix = f"index/{namespace}/"
+            self.files = {p: e for p, e in self.files.items() if not p.startswith(prefix)} | files
+
+    def _published(
+        self, namespace: str, index: SignedIndex, names: Iterable[str]
+    ) -> Iterator[tuple[str, Entry]]:
+        written: dict[str, Entry] = {}
+        for name in sorted(names):
+            pages = []
+            with suppress(ModelNotFoundError):  # it was taken out of the index
+                for path, content in index.published([NormalizedName(name)]):
+                    place = f"index/{namespace}/{path}"
+                    if place not in written:
+                        written[place] = self.mirror.write(place, content)
+                    pages += [] if path.startswith("metadata/") else [place]
+            self._signed[namespace, name] = tuple(pages)
+        yield from written.items()
+
+    def with_pages(self, need: Need) -> Need:
+        """Return a need with the pages that its packages have today."""
+        return replace(need, packages=tuple(map(self._with_pages, need.packages)))
+
+    def _with_pages(self, package: Package) -> Package:
+        for page in package.pages:
+            if match := _SIGNED_PAGE.match(page):
+                own = self._signed.get((match["index"], match["name"]))
+                return package if own is None else replace(package, pages=own)
+        return package
 
     def need(self, one: Wanted) -> Need | None:
         """Have all of one lockfile or name; None where something of it cannot be had."""
@@ -512,10 +558,34 @@ class _Filling:
         return True
 
     def _pages(self, package: LockedPackage, one: Wanted) -> Iterator[str]:
+        if (signed := self._signed.get((package.index or "", package.name))) is not None:
+            yield from signed
+            return
         for path, content in pages_of(package, one):
             self._write(path, content)
             if "/metadata/" not in path:
                 yield path
+
+
+def _signed_indexes(
+    wanted: Iterable[Wanted],
+) -> dict[NormalizedName, tuple[SignedIndex, set[str]]]:
+    """The signed indexes among those that are wanted, with the names of models."""
+    found: dict[NormalizedName, tuple[SignedIndex, set[str]]] = {}
+    for one in wanted:
+        for package in one.packages:
+            index = one.indexes.index(package.index) if package.index else None
+            if package.index and isinstance(index, SignedIndex):
+                found.setdefault(package.index, (index, set()))[1].add(package.name)
+    return found
+
+
+def _update(index: SignedIndex, progress: Progress) -> None:
+    """Bring a signed index up to date; where it cannot be reached, what is held has to do."""
+    try:
+        index.update()
+    except FetchError as error:
+        progress.note(f"the index is as it was when it was last reached: {error.message}")
 
 
 def pages_of(package: LockedPackage, one: Wanted) -> Iterator[tuple[str, bytes]]:

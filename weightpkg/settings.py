@@ -132,11 +132,14 @@ class Settings:
         return {each.name: self.open_index(each, progress) for each in configs}
 
     def open_index(self, config: IndexConfig, progress: Progress | None = None) -> Index:
-        """Open an index of the configuration; nothing of it is read."""
+        """Open an index of the configuration, or the mirror's copy of it where only that is asked.
+
+        Nothing of it is read. Where its own place may be asked, that is what is up to date.
+        """
         from weightpkg.indexes import open_index  # noqa: PLC0415  only who has configured one needs it
 
         mirror = self.mirror()
-        if mirror is not None and (mirror.directory is None or _has_index(mirror, config.name)):
+        if mirror is not None and mirror.is_only:
             config = replace(config, url=mirror.index(config.name))
         return open_index(config, self.home, self.connect, progress or Silence())
 
