@@ -29,7 +29,17 @@ from hypothesis import strategies as st
 from durability import add_checkpoint
 from factories import edit_gguf, index_page
 from test_full_disk import enlarge, mounted
-from test_mirror import blob_of, flipped, installed_in, lock_tree, lose_sources, refused, weightpkg
+from test_mirror import (
+    blob_of,
+    configuration,
+    flipped,
+    installed_in,
+    lock_tree,
+    lose_sources,
+    refused,
+    signed_for,
+    weightpkg,
+)
 from weightpkg import files as durable
 from weightpkg.bundle import import_bundle, verify_bundle
 from weightpkg.bundle_file import (
@@ -49,6 +59,7 @@ from weightpkg.mirror import Mirror, verify
 from weightpkg.patching import apply_patch, make_patch
 from weightpkg.progress import Silence
 from weightpkg.project import Project, lock
+from weightpkg.requirement import NormalizedName
 from weightpkg.settings import Settings
 from weightpkg.store import Store
 
@@ -157,6 +168,51 @@ def _run(before: Sequence[str], environ: object, *words: str | Path) -> bytes:
     )
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout
+
+
+def test_fifty_roots_are_walked_from_a_bundle(
+    locked: Project, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acme = signed_for(locked, settings, tmp_path)
+    project = Project(locked.manifest_path)
+    home = tmp_path / "site"
+    home.mkdir()
+    (home / "config.toml").write_text(configuration(acme, "https://models.example/index"))
+    for _ in range(50):
+        acme.rotate_root()
+    acme.publish("timestamp")
+    weightpkg("index", "update", "acme")
+    bundle = bundled(project, tmp_path / "site.wpk")
+    shutil.rmtree(acme.directory)
+    monkeypatch.setenv("WEIGHTPKG_HOME", str(home))
+    weightpkg("bundle", "import", bundle)
+    where = ("--mirror", home / "imported", "--mirror-only")
+    weightpkg("sync", "--frozen", *where)
+    weightpkg("lock", "--check", *where)
+    environ = {"WEIGHTPKG_HOME": str(home), "WEIGHTPKG_MIRROR": str(home / "imported")}
+    there = Settings.from_environment(environ | {"WEIGHTPKG_MIRROR_ONLY": "1"})
+    index = there.namespaces()[NormalizedName("acme")]
+    assert index.model(NormalizedName("tiny")).name == "tiny"
+    assert (home / "imported" / "index" / "acme" / "metadata" / "51.root.json").is_file()
+
+
+@pytest.mark.network
+def test_a_real_model_crosses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WEIGHTPKG_HOME", str(tmp_path / "outside"))
+    (tmp_path / "weights.toml").write_text('[models]\nchat = "smollm2-135m-q4"\n')
+    weightpkg("sync")
+    weightpkg("bundle", "create", "weights.lock", "-o", "site.wpk")
+    environ = {"WEIGHTPKG_HOME": str(tmp_path / "inside"), "WEIGHTPKG_NO_ADOPT": "1"}
+    bare = ["unshare", "-r", "-n"]
+    if subprocess.run([*bare, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("a namespace without network cannot be made here")
+    _run(bare, environ, "bundle", "import", "site.wpk")
+    _run(bare, environ, "sync", "--frozen")
+    ask = ("run", "chat", "What is the capital of France?", "--max-tokens", "20")
+    inside = _run(bare, environ, *ask)
+    assert inside == _run([], {"WEIGHTPKG_HOME": str(tmp_path / "outside")}, *ask)
+    assert b"France" in inside
 
 
 # --- only what is new

@@ -589,6 +589,11 @@ def test_the_index_of_a_mirror_stands_in(
 
 @pytest.fixture
 def acme(locked: Project, settings: Settings, tmp_path: Path) -> Repository:
+    """As `signed_for`."""
+    return signed_for(locked, settings, tmp_path)
+
+
+def signed_for(locked: Project, settings: Settings, tmp_path: Path) -> Repository:
     """A signed index `acme` in the configuration, whose `tiny` a project has locked."""
     path = settings.index_dir / "tiny-q4.gguf"
     text = page("tiny", content=path.read_bytes())
@@ -598,7 +603,7 @@ def acme(locked: Project, settings: Settings, tmp_path: Path) -> Repository:
     pages["aliases/little.toml"] = alias("tiny")
     repository = Repository.make(tmp_path / "acme", pages, now=datetime.now(UTC))
     settings.home.mkdir(exist_ok=True)
-    (settings.home / "config.toml").write_text(_configuration(repository, repository.directory))
+    (settings.home / "config.toml").write_text(configuration(repository, repository.directory))
     locked.manifest_path.write_text('[models]\nchat = "acme/tiny"\n')
     (locked.root / "weights.lock").unlink()
     project = Project(locked.manifest_path)
@@ -606,7 +611,7 @@ def acme(locked: Project, settings: Settings, tmp_path: Path) -> Repository:
     return repository
 
 
-def _configuration(repository: Repository, url: object) -> str:
+def configuration(repository: Repository, url: object) -> str:
     return f'[indexes.acme]\nurl = "{url}"\nroot-sha256 = "{repository.root_sha256}"\n'
 
 
@@ -629,7 +634,7 @@ def test_a_signed_index_is_mirrored_whole(
     # one who trusts the first root, and knows nothing since
     repository = SimpleNamespace(root_sha256=mirror_root(mirror))
     (home / "config.toml").write_text(
-        _configuration(cast("Repository", repository), "https://models.example/index")
+        configuration(cast("Repository", repository), "https://models.example/index")
     )
     where = {"WEIGHTPKG_MIRROR": str(mirror.directory), "WEIGHTPKG_MIRROR_ONLY": "1"}
     [record] = installed_in(home, Project(locked.manifest_path), **where)
@@ -666,7 +671,7 @@ def test_a_signed_index_that_moves_on_is_mirrored_as_one_whole(
     where = {"WEIGHTPKG_MIRROR": str(mirror.directory), "WEIGHTPKG_MIRROR_ONLY": "1"}
     home = tmp_path / "home"
     home.mkdir()
-    (home / "config.toml").write_text(_configuration(acme, "https://models.example/index"))
+    (home / "config.toml").write_text(configuration(acme, "https://models.example/index"))
     there = Settings.from_environment({"WEIGHTPKG_HOME": str(home), **where})
     index = there.namespaces()[NormalizedName("acme")]
     assert index.model(NormalizedName("tiny")).summary == "Another summary"
