@@ -38,7 +38,7 @@ ORDER = [
     "convert.hf_tokenizer", "convert.genai", "convert.directory", "convert.pipeline", "convert.checkpoints",
     "convert.messages", "convert.published", "convert.child_worker", "convert.child",
     "install", "verify", "repair", "settings", "enrolment",
-    "seals", "locking", "project", "report", "syncing", "mirror", "patching", "bundle_file", "bundle", "wheels",
+    "seals", "locking", "project", "report", "syncing", "mirror", "wanted", "mirroring", "patching", "bundle_file", "bundle", "wheels",
     "run", "run.template_worker", "run.template", "run.session", "run.batch", "run.sampling", "run.generate",
     "run.model",
     "api", "", "cli.table", "cli.console", "cli.mirroring", "cli.chat", "cli.agreement", "cli.editing", "cli.names", "cli",

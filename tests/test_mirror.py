@@ -292,6 +292,12 @@ def test_what_nobody_put_there_is_named_and_pruned(locked: Project, tmp_path: Pa
     assert verify(mirror, Silence()) == []
 
 
+def test_a_store_does_not_become_a_mirror(locked: Project, settings: Settings) -> None:
+    error = refused("mirror", "create", settings.home, "--lock", locked.lockfile_path)
+    assert isinstance(error, StoreError)
+    assert not (settings.home / "mirror.toml").exists()
+
+
 def test_what_others_may_write_is_named(locked: Project, tmp_path: Path) -> None:
     mirror = made(locked, tmp_path / "mirror")
     blob_of(mirror).chmod(0o664)

@@ -48,13 +48,14 @@ from weightpkg.errors import (
 )
 from weightpkg.install import convert_model
 from weightpkg.lockfile import LockedPackage
-from weightpkg.mirror import Mirror, Wanted, bad_files, copy_blob, model_entries, pages_of
+from weightpkg.mirror import Mirror, bad_files, copy_blob, model_entries
 from weightpkg.package import File
 from weightpkg.patching import apply_patch, make_patch
 from weightpkg.placing import place_file
 from weightpkg.progress import Progress
 from weightpkg.store import InstalledFile, Store, tree_digest
 from weightpkg.syncing import is_same_converter
+from weightpkg.wanted import Wanted, pages_of
 
 if TYPE_CHECKING:
     from weightpkg.fetch import Fetcher
