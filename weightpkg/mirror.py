@@ -184,8 +184,8 @@ def copy_file(source: Path, target: Path) -> None:
         files.disk.reflink(source, target)
         return
     target.unlink(missing_ok=True)
-    with files.mapped(target), source.open("rb") as stream, target.open("xb") as copy:
-        shutil.copyfileobj(stream, copy, READ_SIZE)
+    with files.mapped(target):
+        shutil.copyfile(source, target)  # by the system, where it can
 
 
 def model_entries(directory: Path, prefix: str) -> list[Entry]:
