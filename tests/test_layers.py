@@ -41,6 +41,9 @@ ORDER = [
     "seals", "locking", "project", "report", "syncing", "mirror", "wanted", "mirroring", "patching", "bundle_file", "bundle", "wheels",
     "run", "run.template_worker", "run.template", "run.session", "run.batch", "run.sampling", "run.generate",
     "run.model",
+    "mirror_server", "mirror_server.checked", "mirror_server.reply", "mirror_server.conditions", "mirror_server.holdings",
+    "mirror_server.file_reply", "mirror_server.static", "mirror_server.hub", "mirror_server.registry", "mirror_server.gate",
+    "mirror_server.metrics", "mirror_server.app", "mirror_server.connection", "mirror_server.listen",
     "api", "", "cli.table", "cli.console", "cli.mirroring", "cli.chat", "cli.agreement", "cli.editing", "cli.names", "cli",
 ]  # fmt: skip
 
@@ -68,6 +71,8 @@ HEAVY = {
     "tuf",
     "securesystemslib",
     "cryptography",
+    "uvicorn",
+    "h11",
 }
 
 

@@ -48,6 +48,7 @@ VARIABLES = {
     "WEIGHTPKG_NO_ADOPT": "take no files from other tools' stores, if set",
     "HF_ENDPOINT, HF_TOKEN, HF_HOME": "where the hub and its cache are, as huggingface_hub has it",
     "OLLAMA_MODELS": "where Ollama keeps its models",
+    "WEIGHTPKG_MIRROR_KEY": "what clients of `mirror serve` must know, in place of --key-file",
     "NO_COLOR": "no colours, if set",
     "PIP_*, pip.conf": "pip's own configuration: where `pypi:` sources are fetched from",
     "HTTPS_PROXY, NO_PROXY, REQUESTS_CA_BUNDLE": "how servers are reached, as requests has it",

@@ -10,6 +10,7 @@ TABLE = {
     "create": "Have all that lockfiles or names need in a directory.",
     "verify": "Check offline that a mirror has what it says, and nothing else.",
     "prune": "Remove from a mirror what nothing in it needs.",
+    "serve": "Serve a mirror over HTTP, also to other tools' clients.",
 }
 """Each command is `command` in the module of its name."""
 
