@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 import http.client
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
-from urllib.parse import urlsplit
 
+from weightpkg.contents import CONTENTS, Contents, dump_contents, entry_of
 from weightpkg.digest import fingerprint_file
 from weightpkg.mirror_server.listen import MirrorServer, Options
 from weightpkg.store import Store
 
+KEY = 64 * "5"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -71,6 +72,17 @@ sources = ["{source}"]
         whole.parent.mkdir(parents=True, exist_ok=True)
         whole.write_bytes(content)
 
+    def finish(self) -> None:
+        """Write the list of what is here."""
+        paths = [path for path in sorted(self.root.rglob("*")) if path.is_file()]
+        entries = []
+        for path in paths:
+            name = path.relative_to(self.root).as_posix()
+            if name.startswith(("blobs/", "index/", "models/", "locks/")):
+                entries.append(entry_of(name, path.read_bytes()))
+        contents = Contents((), {entry.path: entry for entry in entries})
+        self.file(CONTENTS, dump_contents(contents))
+
 
 def _head(name: str, default: str) -> str:
     return f"""schema = 1
@@ -107,7 +119,8 @@ def make_mirror(root: Path) -> MirrorDirectory:
         "1_Pooling/config.json": b'{"pooling": true}',
     }
     mirror.model("check", {"f32": files}, repo="acme/check", revision="main", form="safetensors")
-    mirror.file("mirror.toml", b"format = 1\n")
+    mirror.file(f"models/{KEY}/model.onnx", b"onnx" * 1000)
+    mirror.finish()
     return mirror
 
 
@@ -166,11 +179,3 @@ def serve(root: Path, *, key: str | None = None, url: str | None = None) -> Iter
     finally:
         server.stop()
         thread.join(40)
-
-
-def lines(log: Sequence[str]) -> str:
-    return "\n".join(log)
-
-
-def origin(url: str) -> str:
-    return urlsplit(url).netloc

@@ -92,6 +92,12 @@ class MirrorServer:
         finally:
             self.app.close()
 
+    def close(self) -> None:
+        """Listen no more, where it was never run."""
+        for each in self._sockets:
+            each.close()
+        self.app.close()
+
     def stop(self) -> None:
         """Let it finish what it is sending, and end."""
         self._server.should_exit = True
