@@ -47,6 +47,8 @@ SendFile = Callable[[CheckedFile, int, int], Awaitable[None]]
 SENDFILE = "weightpkg.sendfile"
 """The extension by which `[start, end)` of a file goes out; ConnectionError where it cannot."""
 
+_MAX_HEAD = 16 * 1024
+_MAX_HEADERS = 100
 _REFRESH_S = 2.0
 _MAX_WARNINGS = 20
 _HEADERS = {"X-Content-Type-Options": "nosniff"}
@@ -318,6 +320,12 @@ class _Answer:
 
 def _request(scope: Scope) -> Request:
     headers: dict[str, str] = {}
+    # h11 bounds a head only while it is incomplete
+    size = sum(len(name) + len(value) for name, value in scope["headers"])
+    if size + len(scope["query_string"]) > _MAX_HEAD or len(scope["headers"]) > _MAX_HEADERS:
+        raise RefusedError(431, "the request's head is too large", headers=_CLOSE)
+    if scope["http_version"] not in {"1.0", "1.1"}:
+        raise RefusedError(505, "only HTTP/1.1 is spoken here", headers=_CLOSE)
     for name, value in scope["headers"]:
         text = value.decode("latin-1")
         key = name.decode("latin-1")
@@ -325,12 +333,13 @@ def _request(scope: Scope) -> Request:
     if scope["method"] not in {"GET", "HEAD"}:
         raise RefusedError(405, "only GET and HEAD are answered", headers=_ALLOW)
     if headers.get("content-length", "0").strip() != "0" or "transfer-encoding" in headers:
-        raise RefusedError(400, "requests here have no body", headers={"Connection": "close"})
+        raise RefusedError(400, "requests here have no body", headers=_CLOSE)
     segments = parse_segments(scope["raw_path"])
     return Request(scope["method"], segments, parse_query(scope["query_string"]), headers)
 
 
-_ALLOW = {"Allow": "GET, HEAD", "Connection": "close"}
+_CLOSE = {"Connection": "close"}
+_ALLOW = {"Allow": "GET, HEAD", **_CLOSE}
 
 
 def _route(segments: tuple[str, ...]) -> str:
