@@ -152,7 +152,7 @@ class Served:
 
     def wait_for(self, text: str) -> str:
         """Return the line of the log that has a text, which may come a moment later."""
-        for _ in range(200):
+        for _ in range(600):
             if found := [line for line in self.log if text in line]:
                 return found[0]
             time.sleep(0.02)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import os
 import resource
 import socket
 import statistics
@@ -46,13 +47,13 @@ def blob(content: bytes) -> str:
 def raw(served: Served, content: bytes, *, timeout_s: float = 10) -> bytes:
     """Send bytes as they are, and return all that comes back until the server closes."""
     found = b""
-    with socket.create_connection(("127.0.0.1", served.port), timeout=timeout_s) as client:
-        with suppress(ConnectionError):
-            client.sendall(content)
-            while piece := client.recv(65536):
-                found += piece
-                if b"HTTP/1.1 2" in found[:12] and found.endswith(CONFIG):
-                    break
+    with (
+        socket.create_connection(("127.0.0.1", served.port), timeout=timeout_s) as client,
+        suppress(ConnectionError),
+    ):
+        client.sendall(content)
+        while piece := client.recv(65536):
+            found += piece
     return found
 
 
@@ -115,8 +116,6 @@ def test_no_link_is_followed(served: Served, mirror: MirrorDirectory, tmp_path: 
     (mirror.root / "index" / "link").symlink_to(tmp_path)
     (mirror.root / "index" / "default" / "link.toml").symlink_to(tmp_path / "canary")
     fifo = mirror.root / "index" / "default" / "pipe"
-    import os  # noqa: PLC0415
-
     os.mkfifo(fifo)
     path = mirror.path(hashlib.sha256(CONFIG).hexdigest())
     path.rename(tmp_path / "moved")
@@ -271,7 +270,7 @@ def test_who_reads_nothing_is_cut_off(tmp_path: Path, monkeypatch: pytest.Monkey
             client.connect(("127.0.0.1", served.port))
             client.sendall(f"GET {blob(content)} HTTP/1.1\r\nHost: localhost:{served.port}\r\n\r\n".encode())  # fmt: skip
         assert served.get(blob(content)).body == content
-        for _ in range(200):
+        for _ in range(600):
             if sum("went away" in line for line in served.log) == 10:
                 break
             time.sleep(0.05)
@@ -286,11 +285,11 @@ def test_clients_that_leave_leave_nothing_behind(tmp_path: Path) -> None:
     mirror.blob(content)
     with serve(tmp_path) as served:
         before = n_descriptors()
-        for _ in range(50):
+        for _ in range(20):
             with socket.create_connection(("127.0.0.1", served.port), timeout=10) as client:
                 client.sendall(f"GET {blob(content)} HTTP/1.1\r\nHost: localhost:{served.port}\r\n\r\n".encode())  # fmt: skip
                 assert client.recv(1000)
-        for _ in range(200):
+        for _ in range(600):
             if n_descriptors() <= before + 1:
                 break
             time.sleep(0.05)
