@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from huggingface_hub import HfApi, close_session, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -26,7 +27,9 @@ from huggingface_hub.errors import (
 
 from factories import tiny_llama
 from mirrors import COMMIT, MirrorDirectory, Served, make_mirror, serve
+from weightpkg.cli import cli
 from weightpkg.digest import CHUNK_SIZE
+from weightpkg.settings import Settings
 
 SECRET = "a-key-of-sixteen-and-more"
 Q4 = b"GGUF" + b"four" * 5000
@@ -196,6 +199,33 @@ def test_weightpkg_takes_the_mirror_for_the_hub(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         found = [path.read_bytes() for path in (tmp_path / "store" / "blobs").rglob("*") if path.is_file()]  # fmt: skip
         assert content in found
+
+
+def test_weightpkg_syncs_from_a_mirror_alone(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WEIGHTPKG_HOME", "WEIGHTPKG_INDEX"):
+        monkeypatch.setenv(name, settings.environ[name])
+    monkeypatch.chdir(tmp_path)
+    for words in (
+        ["init"],
+        ["add", "tiny-q4"],
+        ["mirror", "create", "made", "--lock", "weights.lock"],
+    ):
+        done = CliRunner().invoke(cli, ["-q", *words])
+        assert done.exit_code == 0, (words, done.output, done.exception)
+    for path in settings.index_dir.glob("*.gguf"):
+        path.unlink()
+    with serve(tmp_path / "made") as served:
+        assert not [line for line in served.log if "warning" in line], served.log
+        monkeypatch.setenv("WEIGHTPKG_HOME", str(tmp_path / "another"))
+        monkeypatch.setenv("WEIGHTPKG_NO_ADOPT", "1")
+        monkeypatch.setenv("WEIGHTPKG_MIRROR", served.url)
+        monkeypatch.setenv("WEIGHTPKG_MIRROR_ONLY", "1")
+        done = CliRunner().invoke(cli, ["-q", "sync", "--frozen"])
+        assert done.exit_code == 0, (done.output, done.exception, served.log)
+        served.wait_for(" /blobs/sha256/")
+        assert Settings.from_environment().store().installed()
 
 
 # what has to be fetched first

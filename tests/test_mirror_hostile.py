@@ -9,7 +9,7 @@ import resource
 import socket
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -270,10 +270,7 @@ def test_who_reads_nothing_is_cut_off(tmp_path: Path, monkeypatch: pytest.Monkey
             client.connect(("127.0.0.1", served.port))
             client.sendall(f"GET {blob(content)} HTTP/1.1\r\nHost: localhost:{served.port}\r\n\r\n".encode())  # fmt: skip
         assert served.get(blob(content)).body == content
-        for _ in range(600):
-            if sum("went away" in line for line in served.log) == 10:
-                break
-            time.sleep(0.05)
+        assert comes(lambda: sum("went away" in line for line in served.log) == 10)
         text = served.get("/metrics").body.decode()
         assert "weightpkg_mirror_broken_total 10" in text
         assert "weightpkg_mirror_active_requests 1" in text
@@ -284,17 +281,24 @@ def test_clients_that_leave_leave_nothing_behind(tmp_path: Path) -> None:
     content = bytes(8 * CHUNK_SIZE)
     mirror.blob(content)
     with serve(tmp_path) as served:
+        assert served.get("/healthz").status == 200  # now the server's loop has its own
         before = n_descriptors()
         for _ in range(20):
             with socket.create_connection(("127.0.0.1", served.port), timeout=10) as client:
                 client.sendall(f"GET {blob(content)} HTTP/1.1\r\nHost: localhost:{served.port}\r\n\r\n".encode())  # fmt: skip
                 assert client.recv(1000)
-        for _ in range(600):
-            if n_descriptors() <= before + 1:
-                break
-            time.sleep(0.05)
-        assert n_descriptors() <= before + 1
-        assert "weightpkg_mirror_active_requests 1" in served.get("/metrics").body.decode()
+        assert comes(lambda: "active_requests 1\n" in served.get("/metrics").body.decode())
+        assert comes(lambda: n_descriptors() <= before + 1)
+
+
+def comes(is_so: Callable[[], bool], timeout_s: float = 30) -> bool:
+    """Return whether something comes to be so."""
+    end = time.monotonic() + timeout_s
+    while not is_so():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def n_descriptors() -> int:

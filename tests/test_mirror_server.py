@@ -444,6 +444,32 @@ def test_links_name_the_url_that_clients_use(mirror: MirrorDirectory) -> None:
         assert answer.headers["link"].startswith("<https://mirror.example.org/api/models?")
 
 
+def signed(mirror: MirrorDirectory, folder: str, name: str, versions: dict[int, bytes]) -> None:
+    """Let the newest of a role's metadata sign the last of some pages, all of which are there."""
+    role = folder.partition("/")[0] if "/" in folder else "site"
+    for version, page in versions.items():
+        row = {"hashes": {"sha256": sha256(page)}, "length": len(page)}
+        told = {"signed": {"targets": {f"{folder}/{name}": row}}}
+        mirror.file(f"index/site/metadata/{version}.{role}.json", json.dumps(told).encode())
+        mirror.file(f"index/site/targets/{folder}/{sha256(page)}.{name}", page)
+
+
+@pytest.mark.parametrize(("folder", "owner"), [("models", "site"), ("acme/models", "acme")])
+def test_pages_of_a_signed_index_are_those_of_its_newest_metadata(
+    mirror: MirrorDirectory, folder: str, owner: str
+) -> None:
+    new = (mirror.root / "index" / "default" / "models" / "tiny.toml").read_bytes()
+    old = new.replace(b'version = "1.0"', b'version = "0.9"')
+    signed(mirror, folder, "tiny.toml", {9: old, 10: new})
+    holdings = read_holdings(mirror.root)
+    assert set(holdings.repositories[f"{owner}/tiny"].revisions) == {"main", "1.0"}
+    path = mirror.root / "index" / "site" / "targets" / folder / f"{sha256(new)}.tiny.toml"
+    path.write_bytes(old)
+    holdings = read_holdings(mirror.root)
+    assert f"{owner}/tiny" not in holdings.repositories
+    assert any("is not what the index signs" in fault for fault in holdings.faults)
+
+
 # Ollama
 
 
