@@ -8,6 +8,7 @@ import os
 import resource
 import socket
 import statistics
+import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -276,7 +277,9 @@ def test_who_reads_nothing_is_cut_off(tmp_path: Path, monkeypatch: pytest.Monkey
         assert "weightpkg_mirror_active_requests 1" in text
 
 
-def test_clients_that_leave_leave_nothing_behind(tmp_path: Path) -> None:
+def test_clients_that_leave_leave_nothing_behind(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     mirror = MirrorDirectory(tmp_path)
     content = bytes(8 * CHUNK_SIZE)
     mirror.blob(content)
@@ -287,8 +290,13 @@ def test_clients_that_leave_leave_nothing_behind(tmp_path: Path) -> None:
             with socket.create_connection(("127.0.0.1", served.port), timeout=10) as client:
                 client.sendall(f"GET {blob(content)} HTTP/1.1\r\nHost: localhost:{served.port}\r\n\r\n".encode())  # fmt: skip
                 assert client.recv(1000)
+        for _ in range(50):  # who is gone before the answer begins
+            with socket.create_connection(("127.0.0.1", served.port), timeout=10) as client:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                client.sendall(f"GET {blob(content)} HTTP/1.1\r\nHost: localhost:{served.port}\r\n\r\n".encode())  # fmt: skip
         assert comes(lambda: "active_requests 1\n" in served.get("/metrics").body.decode())
         assert comes(lambda: n_descriptors() <= before + 1)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def comes(is_so: Callable[[], bool], timeout_s: float = 30) -> bool:

@@ -11,12 +11,13 @@ nothing outside is ever read.
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import stat
 from collections import OrderedDict
 from contextlib import suppress
 from pathlib import Path
-from threading import Lock
+from threading import Lock, local
 
 from blake3 import blake3
 
@@ -85,11 +86,21 @@ class CheckedFile:
 
 def _hash_chunk(descriptor: int, i: int) -> str:
     hasher, start, end = blake3(), i * CHUNK_SIZE, (i + 1) * CHUNK_SIZE
-    with memoryview(bytearray(READ_SIZE)) as view:
-        while start < end and (size := _read_at(descriptor, view, start)):
-            hasher.update(view[:size])
-            start += size
+    view = _buffers.view
+    while start < end and (size := _read_at(descriptor, view, start)):
+        hasher.update(view[:size])
+        start += size
     return hasher.hexdigest()
+
+
+class _Buffers(local):
+    """Room for each thread, which begins on a page boundary: copies to elsewhere are slower."""
+
+    def __init__(self) -> None:
+        self.view = memoryview(mmap.mmap(-1, READ_SIZE))
+
+
+_buffers = _Buffers()
 
 
 if hasattr(os, "preadv"):
@@ -167,10 +178,9 @@ class Shelf:
             if key in self._lists:
                 return self._lists[key]
             hasher, start = Hasher(), 0
-            with memoryview(bytearray(4 * READ_SIZE)) as view:
-                while size := _read_at(descriptor, view, start):
-                    hasher.update(view[:size])
-                    start += size
+            while size := _read_at(descriptor, _buffers.view, start):
+                hasher.update(_buffers.view[:size])
+                start += size
             found = hasher.finish()
             if key[0] not in {found.sha256, found.blake3}:
                 raise DamagedError(f"`{path}`: is not what it should be, {key[0]}")

@@ -116,7 +116,10 @@ class Connection(H11Protocol):
             DamagedError: the file has become shorter; the same.
         """
         promised = cast("bytes", cast("Sized", _Promised(end - start)))
-        self.conn.send_with_data_passthrough(h11.Data(data=promised))
+        try:
+            self.conn.send_with_data_passthrough(h11.Data(data=promised))
+        except h11.LocalProtocolError as error:  # it was closed before the answer began
+            raise ConnectionError(str(error)) from error
         with open(file.descriptor, "rb", closefd=False, buffering=0) as stream:  # noqa: ASYNC230  it is open already
             while start < end:
                 size = min(PIECE_SIZE, end - start)

@@ -102,13 +102,13 @@ class Hub:
             _natural(query, "cursor", 0),
         )
         found = [r for _, r in sorted(self._holdings.repositories.items()) if _is_meant(r, query)]
-        rows = [_facts(repository, _main(repository)) for repository in found]
         end = start + min(limit, MAX_PAGE)
         headers = {}
-        if end < len(rows):
+        if end < len(found):
             following = urlencode({**query, "cursor": end})
             headers["Link"] = f'<{base_url}/api/models?{following}>; rel="next"'
-        return json_reply(rows[start:end], headers=headers)
+        rows = [_facts(repository, _main(repository)) for repository in found[start:end]]
+        return json_reply(rows, headers=headers)
 
     def _info(self, repository: Repository, revision: str, request: Request) -> Reply:
         commit = _commit(repository, revision)
