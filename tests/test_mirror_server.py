@@ -16,11 +16,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hub_repository import git_oid
 from mirrors import COMMIT, KEY, MirrorDirectory, Served, make_mirror, serve
@@ -31,7 +34,7 @@ from weightpkg.mirror_server.conditions import Selection, select
 from weightpkg.mirror_server.gate import Gate
 from weightpkg.mirror_server.holdings import read_holdings
 from weightpkg.mirror_server.listen import MirrorServer, Options, read_key
-from weightpkg.mirror_server.reply import RefusedError
+from weightpkg.mirror_server.reply import RefusedError, parse_segments
 from weightpkg.settings import Settings
 
 SECRET = "a-key-of-sixteen-and-more"
@@ -104,6 +107,42 @@ def big_mirror(root: Path, size: int) -> tuple[MirrorDirectory, bytes]:
 )
 def test_a_range_is_one_of_bytes_or_none(told: str, expected: tuple[int, int, int]) -> None:
     assert select("GET", {"range": told}, etag='"e"', size=100) == Selection(*expected)
+
+
+@given(
+    told=st.text(max_size=40) | st.from_regex(r"bytes=[0-9,-]{0,30}"), size=st.integers(0, 2**70)
+)
+def test_whatever_is_asked_for_lies_within_the_file(told: str, size: int) -> None:
+    picked = select("GET", {"range": told}, etag='"e"', size=size)
+    assert picked.status in {200, 206, 416}
+    assert 0 <= picked.start <= picked.end <= size
+    assert (picked.status == 206) <= (picked.start < picked.end)
+
+
+@given(start=st.integers(0, 300), length=st.integers(1, 300), size=st.integers(1, 300))
+def test_a_range_has_the_bytes_that_it_names(start: int, length: int, size: int) -> None:
+    content = bytes(i % 251 for i in range(size))
+    told = {"range": f"bytes={start}-{start + length - 1}"}
+    picked = select("GET", told, etag='"e"', size=size)
+    expected = content[start : start + length]
+    assert picked.status == (206 if expected else 416)
+    assert content[picked.start : picked.end] == expected
+
+
+@given(st.binary(max_size=60) | st.text("/.%25cef\\a", max_size=60).map(str.encode))
+def test_no_part_of_a_path_is_another_path(raw: bytes) -> None:
+    with suppress(RefusedError):
+        for segment in parse_segments(raw):
+            assert segment not in {"", ".", ".."}
+            assert segment.isprintable()
+            assert "\\" not in segment
+
+
+@given(st.text("localhost127.0:[]@%evil", max_size=30))
+def test_no_other_host_is_taken_for_this_one(host: str) -> None:
+    with suppress(RefusedError):
+        Gate(port=80).check([(b"host", host.encode())])
+        assert re.fullmatch(r"(?i)(localhost|127\.0\.0\.1|\[::1\])(:0*80)?", host)
 
 
 def test_nothing_can_be_had_of_an_empty_file() -> None:

@@ -226,7 +226,7 @@ class App:
             self._log(f"error: {error}")
             reply = RefusedError(500, "the mirror's file is damaged").reply
         except OSError as error:
-            self._log(f"error: {error.strerror or error}")
+            self._log(f"error: {error}")
             reply = RefusedError(503, "the mirror cannot read the file").reply
         try:
             await answer.start(reply)
