@@ -638,6 +638,50 @@ def test_an_open_server_has_addresses_for_names(host: str, *, is_ours: bool) -> 
             gate.check(headers)
 
 
+GATES = {
+    "loopback": Gate(port=80),
+    "named": Gate(port=80, names=frozenset({"mirror.example.org"})),
+    "open": Gate(port=80, names=frozenset({"mirror.example.org"}), is_open=True),
+}
+MATRIX_HOSTS = {
+    # which gates let a host in
+    "localhost:80": {"loopback", "named", "open"}, "localhost": {"loopback", "named", "open"},
+    "127.0.0.1": {"loopback", "named", "open"}, "[::1]:80": {"loopback", "named", "open"},
+    "mirror.example.org": {"named", "open"}, "mirror.example.org:443": {"named", "open"},
+    "10.0.0.7": {"open"}, "[fe80::1]:80": {"open"}, "10.0.0.7:81": set(), "localhost:81": set(),
+    "evil.example": set(), "mirror.example.org.evil.example": set(),
+}  # fmt: skip
+ORIGINS: list[tuple[dict[str, str], bool]] = [
+    ({}, True),
+    ({"sec-fetch-site": "none"}, True),
+    ({"sec-fetch-site": "same-origin"}, True),
+    ({"origin": "null"}, False),
+    ({"origin": "http://localhost"}, False),
+    ({"origin": "https://evil.example"}, False),
+    ({"sec-fetch-site": "cross-site"}, False),
+    ({"sec-fetch-site": "same-site"}, False),
+]
+
+
+@pytest.mark.parametrize("mode", GATES)
+@pytest.mark.parametrize("host", MATRIX_HOSTS)
+def test_host_and_origin_decide_together(mode: str, host: str) -> None:
+    for told, is_own in ORIGINS:
+        headers = [
+            (name.encode(), value.encode()) for name, value in {"host": host, **told}.items()
+        ]
+        expected = 200 if is_own and mode in MATRIX_HOSTS[host] else 403
+        assert status_at(GATES[mode], headers) == expected, (told, host)
+
+
+def status_at(gate: Gate, headers: list[tuple[bytes, bytes]]) -> int:
+    try:
+        gate.check(headers)
+    except RefusedError as refused:
+        return refused.reply.status
+    return 200
+
+
 @pytest.mark.parametrize("headers", [[], [(b"host", b"localhost:80"), (b"host", b"evil")]])
 def test_a_request_has_one_host(headers: list[tuple[bytes, bytes]]) -> None:
     with pytest.raises(RefusedError):
