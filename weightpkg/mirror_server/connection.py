@@ -21,7 +21,7 @@ from weightpkg.mirror_server.checked import CheckedFile, DamagedError
 
 HEAD_TIMEOUT_S = 10.0
 MAX_HEAD_SIZE = 16 * 1024
-MAX_CONNECTIONS = 512
+MAX_CONNECTIONS = 400  # each may have a file, and 1024 descriptors are the usual limit
 PIECE_SIZE = 1024 * 1024
 PIECE_TIMEOUT_S = 60.0  # a client must take 17 kB a second
 
