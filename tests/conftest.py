@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from factories import index_page, tiny_llama
+from weightpkg.project import Project, lock
 from weightpkg.settings import Settings
 from weightpkg.store import Store
 
@@ -49,3 +50,18 @@ def settings(tmp_path: Path) -> Settings:
     (index / "models" / "tiny.toml").write_text(index_page("tiny", {"q4": [q4], "q8": [q8]}))
     environ = {"WEIGHTPKG_HOME": str(tmp_path / "store"), "WEIGHTPKG_INDEX": str(index)}
     return Settings.from_environment(environ)
+
+
+@pytest.fixture
+def locked(tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A project in the current directory that has `tiny` locked, and its settings in the environment."""
+    directory = tmp_path / "project"
+    directory.mkdir()
+    monkeypatch.chdir(directory)
+    monkeypatch.setenv("WEIGHTPKG_NO_ADOPT", "1")
+    for name, value in settings.environ.items():
+        monkeypatch.setenv(name, value)
+    (directory / "weights.toml").write_text('[models]\nchat = "tiny"\n')
+    project = Project(directory / "weights.toml")
+    project.write_lockfile(lock(project, settings, print).lockfile)
+    return project

@@ -29,7 +29,7 @@ ORDER = [
     "sources.pip_config", "sources.https", "sources.local", "sources.pypi", "sources.hf",
     "sources.openers",
     "trust_memory", "trust_rules", "trust_origin", "trust_client", "trust_conformance", "trust_status", "trust_pages", "trust", "indexes",
-    "transfer", "fetch", "resolve", "reference", "retention",
+    "contents", "replacement", "transfer", "fetch", "converted", "resolve", "reference", "retention",
     "licenses", "manifest", "lockfile", "signing_keys", "signing_plan", "signing", "signing_pages",
     "workspace", "publishing", "entries",
     "convert", "convert.plan", "convert.limits", "convert.graph", "convert.weights", "convert.quantize", "convert.rope", "convert.blocks",
@@ -39,11 +39,14 @@ ORDER = [
     "convert.hf_tokenizer", "convert.genai", "convert.directory", "convert.pipeline", "convert.checkpoints",
     "convert.messages", "convert.published", "convert.child_worker", "convert.child",
     "install", "verify", "repair", "settings", "enrolment",
-    "seals", "locking", "project", "report", "syncing",
+    "seals", "locking", "project", "report", "syncing", "mirror", "wanted", "mirroring", "patching", "bundle_file", "bundle", "wheels",
     "run", "run.template_worker", "run.template", "run.session", "run.batch", "run.sampling", "run.generate",
     "run.model",
-    "api", "", "cli.table", "cli.console", "cli.chat", "cli.agreement", "cli.editing", "cli.names",
-    "cli.desk", "cli.entry_options", "cli",
+    "mirror_server", "mirror_server.checked", "mirror_server.reply", "mirror_server.conditions",
+    "mirror_server.holdings", "mirror_server.file_reply", "mirror_server.static", "mirror_server.hub",
+    "mirror_server.registry", "mirror_server.gate", "mirror_server.metrics", "mirror_server.app",
+    "mirror_server.connection", "mirror_server.listen", "api", "", "cli.table", "cli.console", "cli.mirroring",
+    "cli.chat", "cli.agreement", "cli.editing", "cli.names", "cli.desk", "cli.entry_options", "cli",
 ]  # fmt: skip
 
 # what a part of the package must not import, beside what stands below it
@@ -70,6 +73,8 @@ HEAVY = {
     "tuf",
     "securesystemslib",
     "cryptography",
+    "uvicorn",
+    "h11",
 }
 
 

@@ -283,6 +283,16 @@ class ProjectError(WeightpkgError):
     kind = "a project has no lockfile, or one that does not fit its manifest, its index or its use"
 
 
+class IncompleteError(WeightpkgError):
+    """A mirror or a bundle lacks something that it should have; `gaps` has a line each."""
+
+    def __init__(self, where: str, gaps: Sequence[str], *, hint: str) -> None:
+        lines = "".join(f"\n  {gap}" for gap in gaps)
+        super().__init__(f"`{where}` is not complete:{lines}", hint=hint)
+        self.where = where
+        self.gaps = tuple(gaps)
+
+
 class LicenseError(WeightpkgError):
     """A license was not accepted, or the project's policy does not allow it."""
 

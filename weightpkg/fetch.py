@@ -26,9 +26,10 @@ from weightpkg.errors import (
     SizeMismatchError,
     StoreError,
 )
-from weightpkg.package import File, HttpsSource, Parts, Source
+from weightpkg.package import File, FileSource, HttpsSource, Parts, Source
 from weightpkg.partial import Partial, Provenance, WrongChunkError, discard_partial
 from weightpkg.progress import Advance, Progress
+from weightpkg.replacement import Replacement, replaced
 from weightpkg.sources import Content, Pieces
 from weightpkg.store import Store
 from weightpkg.transfer import Piece, transfer
@@ -54,6 +55,7 @@ class Fetcher:
         timeout_s: how long a file may take; if None, ten minutes and what its size takes at 16 KiB
             a second.
         places: where files that are on this machine already are looked for.
+        replacements: mirrors that are asked before the sources of a file, or instead of them.
         received: bytes that came from sources so far.
     """
 
@@ -63,9 +65,11 @@ class Fetcher:
     jobs: int = DEFAULT_JOBS
     timeout_s: float | None = None
     places: Places = field(default_factory=Places)
+    replacements: tuple[Replacement, ...] = ()
     received: int = 0
     _wrong: set[Parts] = field(default_factory=set)
     _slow: set[Parts] = field(default_factory=set)
+    _down: set[Replacement] = field(default_factory=set)
 
     def fetch(self, file: File, *, is_damaged: bool = False) -> Fingerprint:
         """Have the file's bytes in the store, from this machine or whichever sources deliver them.
@@ -79,6 +83,7 @@ class Fetcher:
             FetchError: no source could be read.
             StoreError: the store cannot be written, or has no room.
         """
+        file = replaced(file, self.replacements)
         name = file.sha256 or _name_of(file)
         with (
             self.store.use(),
@@ -132,7 +137,8 @@ class Fetcher:
 
     def _from_any(self, file: File, partial: Partial, advance: Advance) -> Fingerprint:
         failures: list[FetchError | IntegrityError] = []
-        sources = sorted(file.sources, key=lambda parts: parts in self._slow)
+        down = {each.blob(file.sha256) for each in self._down if file.sha256}
+        sources = sorted(file.sources, key=lambda parts: parts in self._slow or parts in down)
         for parts in sources:
             if parts in self._wrong:
                 continue
@@ -143,10 +149,18 @@ class Fetcher:
                 failures.append(error)
             except FetchError as error:
                 self._slow.add(parts)
+                self._note_down(file, parts, error)
                 failures.append(error)
             if parts != sources[-1]:
                 self.progress.note(f"{failures[-1].message}; trying the next source")
         raise _no_source(file, failures)
+
+    def _note_down(self, file: File, parts: Parts, error: FetchError) -> None:
+        """Ask a mirror last from now on that did not even answer; one file may just not be there."""
+        if not hasattr(error, "status") and not isinstance(parts[0], FileSource):
+            for each in self.replacements:
+                if file.sha256 and each.blob(file.sha256) == parts:
+                    self._down.add(each)
 
     def _from_one(
         self, file: File, parts: Parts, partial: Partial, advance: Advance

@@ -149,7 +149,7 @@ def install(plan: Plan, store: Store, fetcher: Fetcher) -> Installed:
         if plan.converts:
             conversion = convert.conversion_key({file.path: file.sha256 for file in files})
             name = plan.resolved.full_name
-            tree = tree_digest(_convert(conversion, name, files, store, fetcher.progress))
+            tree = tree_digest(convert_model(conversion, name, files, store, fetcher.progress))
         installed = Installed(
             name=plan.resolved.model.normalized_name,
             version=plan.resolved.release.version,
@@ -177,10 +177,16 @@ def _fetch(file: File, fetcher: Fetcher) -> InstalledFile:
     return InstalledFile(str(file.path), found.size, found.sha256, found.blake3, sources)
 
 
-def _convert(
+def convert_model(
     key: str, name: str, files: Sequence[InstalledFile], store: Store, progress: Progress
 ) -> Path:
-    """Return the model directory of a conversion, making it if it is not there."""
+    """Return the model directory of a conversion, making it if it is not there.
+
+    Raises:
+        StoreError: a blob is missing, or the store cannot be written.
+        FormatError: a file is malformed.
+        ConvertError: a file cannot be converted.
+    """
     if directory := store.model(key):
         return directory
     with store.lock(

@@ -179,6 +179,10 @@ class Indexes:
         """Where an index is; the default one's place for none."""
         return self._indexes[name or _DEFAULT].directory
 
+    def index(self, name: NormalizedName | None) -> Index:
+        """An index; the default one for none."""
+        return self._indexes[name or _DEFAULT]
+
     def roots(self) -> dict[NormalizedName, str]:
         """The root of each index."""
         return {name: index.root for name, index in self._indexes.items()}

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 
 from weightpkg.config import Config, IndexConfig, load_config
 from weightpkg.confusable import check_distinct
-from weightpkg.errors import NamespaceNotFoundError
+from weightpkg.errors import DocumentError, NamespaceNotFoundError
 from weightpkg.index import Index
 from weightpkg.progress import Noting, Progress, Silence
+from weightpkg.replacement import Replacement, read_replacement
 from weightpkg.requirement import NormalizedName
 from weightpkg.store import Store
 
@@ -39,10 +40,13 @@ _DEFAULT = NormalizedName("default")
 VARIABLES = {
     "WEIGHTPKG_HOME": "where models are kept, in place of the system's directory for user data",
     "WEIGHTPKG_INDEX": "a directory to use as the index, in place of the one that is built in",
+    "WEIGHTPKG_MIRROR": "a mirror, its URL or directory, in place of the sources that lockfiles name",
+    "WEIGHTPKG_MIRROR_ONLY": "ask nothing but the mirror, if set",
     "WEIGHTPKG_FIND_LINKS": "directories to look in for files before they are downloaded",
     "WEIGHTPKG_NO_ADOPT": "take no files from other tools' stores, if set",
     "HF_ENDPOINT, HF_TOKEN, HF_HOME": "where the hub and its cache are, as huggingface_hub has it",
     "OLLAMA_MODELS": "where Ollama keeps its models",
+    "WEIGHTPKG_MIRROR_KEY": "what clients of `mirror serve` must know, in place of --key-file",
     "NO_COLOR": "no colours, if set",
     "PIP_*, pip.conf": "pip's own configuration: where `pypi:` sources are fetched from",
     "HTTPS_PROXY, NO_PROXY, REQUESTS_CA_BUNDLE": "how servers are reached, as requests has it",
@@ -90,6 +94,11 @@ class Settings:
         """The store."""
         return Store(self.home)
 
+    @property
+    def imported(self) -> Path:
+        """The mirror that bundles are imported into."""
+        return self.home / "imported"
+
     def index(self, note: Callable[[str], None] = lambda _: None) -> Index:
         """The default index; `note` is told what takes a while.
 
@@ -99,7 +108,8 @@ class Settings:
         config = None if self.environ.get("WEIGHTPKG_INDEX") else self.config().index(_DEFAULT)
         if config is not None:
             return self.open_index(config, Noting(note))
-        return Index(self.index_dir, cache=self.home / "cache", note=note)
+        mirrored = None if self.environ.get("WEIGHTPKG_INDEX") else self._mirrored_index()
+        return Index(mirrored or self.index_dir, cache=self.home / "cache", note=note)
 
     def config(self) -> Config:
         """What the user's configuration says.
@@ -121,10 +131,56 @@ class Settings:
         return {each.name: self.open_index(each, progress) for each in configs}
 
     def open_index(self, config: IndexConfig, progress: Progress | None = None) -> Index:
-        """Open an index of the configuration; nothing of it is read."""
+        """Open an index of the configuration, or the mirror's copy of it where only that is asked.
+
+        Nothing of it is read. Where its own place may be asked, that is what is up to date.
+        """
         from weightpkg.indexes import open_index  # noqa: PLC0415  only who has configured one needs it
 
+        mirror = self.mirror()
+        if mirror is not None and mirror.is_only:
+            config = replace(config, url=mirror.index(config.name))
         return open_index(config, self.home, self.connect, progress or Silence())
+
+    def _mirrored_index(self) -> Path | None:
+        """The default index of a mirror on this machine; what is elsewhere must be signed."""
+        mirror = self.mirror()
+        if mirror is None or not _has_index(mirror, _DEFAULT):
+            return None
+        directory = Path(mirror.index(_DEFAULT))
+        return directory if (directory / "models").is_dir() else None
+
+    def mirror(self) -> Replacement | None:
+        """The mirror that is to stand in for canonical sources.
+
+        Raises:
+            DocumentError: the configuration is not valid, or the environment names no mirror.
+        """
+        is_only = bool(self.environ.get("WEIGHTPKG_MIRROR_ONLY"))
+        if location := self.environ.get("WEIGHTPKG_MIRROR"):
+            try:
+                return Replacement(location, is_only)
+            except ValueError as error:
+                raise DocumentError(str(error), source="WEIGHTPKG_MIRROR") from error
+        table = self.config().source_replacement
+        found = read_replacement(table) if table else None
+        return replace(found, is_only=found.is_only or is_only) if found else None
+
+    def with_mirror(self, location: str | None, *, is_only: bool) -> Settings:
+        """Return the same with another mirror, if one is given, or with nothing beside the mirror."""
+        given = {"WEIGHTPKG_MIRROR": location} if location else {}
+        only = {"WEIGHTPKG_MIRROR_ONLY": "1"} if is_only else {}
+        return replace(self, environ={**self.environ, **given, **only})
+
+    def replacements(self) -> tuple[Replacement, ...]:
+        """What is asked before canonical sources: what bundles brought here, and the mirror.
+
+        Raises:
+            DocumentError: the configuration is not valid.
+        """
+        brought = [Replacement(str(self.imported.absolute()))] if self.imported.is_dir() else []
+        mirror = self.mirror()
+        return (*brought, mirror) if mirror else tuple(brought)
 
     def connect(self) -> Transport:
         """Make what reaches servers that are not told who asks; the caller closes it."""
@@ -202,6 +258,7 @@ class Settings:
             jobs=jobs or DEFAULT_JOBS,
             timeout_s=timeout_s,
             places=self.places(find_links),
+            replacements=self.replacements(),
         )
 
     def places(self, find_links: Sequence[Path] = ()) -> Places:
@@ -222,6 +279,10 @@ def _default_home() -> Path:
     import platformdirs  # noqa: PLC0415  slow, and not needed where the environment says it
 
     return platformdirs.user_data_path("weightpkg", appauthor=False)
+
+
+def _has_index(mirror: Replacement, namespace: str) -> bool:
+    return mirror.directory is not None and Path(mirror.index(namespace)).is_dir()
 
 
 def _default_index() -> Path:

@@ -97,8 +97,15 @@ class Publishable(Protocol):
 class Store:
     """A store in a directory, which is made when something is first written."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, objects: Path | None = None) -> None:
+        """Nothing is read or written yet.
+
+        Args:
+            root: the directory.
+            objects: where blobs and models are, if not there: a directory of the same disk.
+        """
         self.root = root
+        self._objects = objects or root
         self._is_checked = False
         self._n_uses = 0
 
@@ -203,7 +210,8 @@ class Store:
         with files.mapped(marker):
             if not marker.exists():
                 # one sync of the root, for the marker, makes all of them durable
-                for name in ("blobs", "models", "installed"):
+                names = ("blobs", "models", "installed") if self._objects == self.root else ()
+                for name in names:
                     files.make_directory(self.root / name, is_durable=False)
                 self.write(marker, f"{LAYOUT}\n".encode())
             found = marker.read_bytes().strip()
@@ -226,7 +234,7 @@ class Store:
         """Where the blob of a SHA-256 is, or would be."""
         if digest.algorithm != "sha256":
             raise ValueError(f"blobs are named by SHA-256, not {digest}")
-        return self.root / "blobs" / "sha256" / digest.hex[:2] / digest.hex
+        return self._objects / "blobs" / "sha256" / digest.hex[:2] / digest.hex
 
     def blob(self, digest: Digest) -> Path | None:
         """Where the blob is, None where there is none."""
@@ -337,7 +345,7 @@ class Store:
         """Where the model directory of a conversion is, or would be."""
         if not _KEY.match(key):
             raise ValueError(f"not a conversion's key: {key!r}")
-        return self.root / "models" / key
+        return self._objects / "models" / key
 
     def model(self, key: str) -> Path | None:
         """Where the model directory is, None where there is none."""

@@ -219,12 +219,24 @@ def _sync_one(
 ) -> Installed:
     record = step.record
     if record is None or not step.plan.is_done:
+        _take_converted(step, fetcher(step.directory))
         record = install(step.plan, store, fetcher(step.directory))
         progress.note(f"installed {step.package}")
     if problems := seals.check(store, record, progress):
         _repair(step, record, problems, store, fetcher(step.directory))
     check_tree(step.package, record)
     return record
+
+
+def _take_converted(step: Step, fetcher: Fetcher) -> None:
+    """Have the converted model from a mirror, where it is known what that must be."""
+    package, plan = step.package, step.plan
+    is_wanted = plan.converts and not plan.is_converted and fetcher.replacements
+    if is_wanted and package.conversion and package.tree and plan.conversion == package.conversion:
+        from weightpkg.converted import take_model  # noqa: PLC0415  only mirrors need it
+
+        if take_model(package.conversion, package.tree, package.files, fetcher):
+            fetcher.progress.note(f"took {package} as ONNX from a mirror")
 
 
 def check_tree(package: LockedPackage, record: Installed) -> None:

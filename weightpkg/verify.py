@@ -53,7 +53,7 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
-class _Expected:
+class Expected:
     """A file as it should be; `size` and `digest` are None where only its presence is known.
 
     `chunks` are the BLAKE3 of each chunk, where they are known.
@@ -68,6 +68,7 @@ class _Expected:
     chunks: tuple[str, ...] = ()
 
     def problem(self, kind: Kind) -> Problem:
+        """Say what is wrong with it."""
         return Problem(kind, self.path, self.models, self.blob, self.conversion)
 
 
@@ -94,10 +95,10 @@ def verify(
         found, inside = _read_directory(store, *record_key, tuple(models))
         problems += found
         expected |= inside
-    one_file = _by_file(expected.values())
+    one_file = by_file(expected.values())
     total = sum(names[0].size or 0 for names in one_file)
     with progress.task("verifying", total) as advance:
-        problems += _check_all(one_file, advance)
+        problems += check_files(one_file, advance)
     return sorted(problems, key=lambda problem: str(problem.path))
 
 
@@ -109,8 +110,8 @@ def _conversions(records: Iterable[Installed]) -> dict[tuple[str, Digest], list[
     return found
 
 
-def _expected_blobs(store: Store, records: Iterable[Installed]) -> dict[Path, _Expected]:
-    expected: dict[Path, _Expected] = {}
+def _expected_blobs(store: Store, records: Iterable[Installed]) -> dict[Path, Expected]:
+    expected: dict[Path, Expected] = {}
     for record in records:
         for file in record.files:
             if file.is_kept:
@@ -118,17 +119,17 @@ def _expected_blobs(store: Store, records: Iterable[Installed]) -> dict[Path, _E
                 models = (*(expected[path].models if path in expected else ()), record.full_name)
                 known = store.known(file.sha256)
                 chunks = known.chunks if known and known.blake3 == file.blake3 else ()
-                expected[path] = _Expected(
+                expected[path] = Expected(
                     path, file.size, file.blake3, models, file.sha256, chunks=chunks
                 )
     for kept in list(expected.values()):
         if kept.blob:
             path = store.chunks_path(kept.blob)
-            expected[path] = _Expected(path, None, None, kept.models, kept.blob)
+            expected[path] = Expected(path, None, None, kept.models, kept.blob)
     return expected
 
 
-def _look_around(store: Store, expected: dict[Path, _Expected]) -> Iterator[Problem]:
+def _look_around(store: Store, expected: dict[Path, Expected]) -> Iterator[Problem]:
     """Add the blobs that nothing installed needs, and yield what is no blob at all."""
     for path, _ in files.walk(store.root / "blobs"):
         if path in expected:
@@ -140,18 +141,16 @@ def _look_around(store: Store, expected: dict[Path, _Expected]) -> Iterator[Prob
         blob = Digest("sha256", match[1])
         known = store.known(blob)
         if match[2]:
-            expected[path] = _Expected(path, None, None, (), blob)
+            expected[path] = Expected(path, None, None, (), blob)
         elif known:
-            expected[path] = _Expected(
-                path, known.size, known.blake3, (), blob, chunks=known.chunks
-            )
+            expected[path] = Expected(path, known.size, known.blake3, (), blob, chunks=known.chunks)
         else:
-            expected[path] = _Expected(path, path.stat().st_size, blob, (), blob)
+            expected[path] = Expected(path, path.stat().st_size, blob, (), blob)
 
 
-def _by_file(expected: Iterable[_Expected]) -> list[tuple[_Expected, ...]]:
+def by_file(expected: Iterable[Expected]) -> list[tuple[Expected, ...]]:
     """Bring together what is one file: a blob, and its names in model directories that use it."""
-    found: dict[object, list[_Expected]] = defaultdict(list)
+    found: dict[object, list[Expected]] = defaultdict(list)
     for file in expected:
         with suppress(OSError):
             entry = file.path.lstat()
@@ -162,8 +161,13 @@ def _by_file(expected: Iterable[_Expected]) -> list[tuple[_Expected, ...]]:
     return [tuple(names) for names in found.values()]
 
 
-def _check_all(expected: Sequence[tuple[_Expected, ...]], advance: Advance) -> Iterator[Problem]:
-    """Check large files one after the other on all cores, and small ones side by side."""
+def check_files(expected: Sequence[tuple[Expected, ...]], advance: Advance) -> Iterator[Problem]:
+    """Check large files one after the other on all cores, and small ones side by side.
+
+    Args:
+        expected: files, each under all the names that it has here.
+        advance: called with the bytes read.
+    """
     lock = Lock()
 
     def count(size: int) -> None:
@@ -180,7 +184,7 @@ def _check_all(expected: Sequence[tuple[_Expected, ...]], advance: Advance) -> I
 
 
 def _check(
-    names: Sequence[_Expected], advance: Callable[[int], None], *, is_alone: bool
+    names: Sequence[Expected], advance: Callable[[int], None], *, is_alone: bool
 ) -> Iterator[Problem]:
     """Check one file, which is read once, under all the names that it has here."""
     file = names[0]
@@ -204,7 +208,7 @@ def _check(
 
 
 def _compare(
-    file: _Expected, size: int, advance: Callable[[int], None], *, is_alone: bool
+    file: Expected, size: int, advance: Callable[[int], None], *, is_alone: bool
 ) -> Kind | None:
     if file.digest is None:
         return None if _is_list_of_chunks(file) else "corrupt"
@@ -217,7 +221,7 @@ def _compare(
     return None if found == file.digest else "corrupt"
 
 
-def _is_list_of_chunks(file: _Expected) -> bool:
+def _is_list_of_chunks(file: Expected) -> bool:
     with suppress(DocumentError, ValueError):
         found = Store.read_chunks(file.path)
         return found.sha256 == file.blob
@@ -226,12 +230,12 @@ def _is_list_of_chunks(file: _Expected) -> bool:
 
 def _read_directory(
     store: Store, key: str, tree: Digest, models: tuple[str, ...]
-) -> tuple[list[Problem], dict[Path, _Expected]]:
+) -> tuple[list[Problem], dict[Path, Expected]]:
     """Return what is wrong with a model directory itself, and what its files should be."""
     directory = store.model_path(key)
     manifest = directory / MANIFEST
     size = files.tree_size(manifest)
-    closing = _Expected(manifest, size, tree, models, conversion=key)
+    closing = Expected(manifest, size, tree, models, conversion=key)
     if bad := [p for p in _check((closing,), lambda _: None, is_alone=False) if p.kind != "mode"]:
         return bad, {}
     expected = {manifest: closing}
@@ -240,6 +244,6 @@ def _read_directory(
     for row in rows:
         path = directory / row.required("path", str)
         digest = row.parsed("blake3", lambda text: Digest("blake3", text))
-        expected[path] = _Expected(path, row.required("size", int), digest, models, conversion=key)
+        expected[path] = Expected(path, row.required("size", int), digest, models, conversion=key)
     extra = sorted(set(directory.rglob("*")) - set(expected))
     return [Problem("unexpected", path, models, conversion=key) for path in extra], expected

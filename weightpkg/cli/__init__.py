@@ -44,6 +44,8 @@ TABLE = {
     "doctor": "Say what this machine has for models, and what is wrong.",
     "cache": "The store: where it is, and what takes the space.",
     "index": "Work on an index.",
+    "bundle": "Carry all that lockfiles need in one file.",
+    "mirror": "Make, check and use a directory that has all that lockfiles need.",
     "completion": "Print a shell's completion script.",
 }
 """Each command is `command` in the module of its name."""

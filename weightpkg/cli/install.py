@@ -8,9 +8,9 @@ import click
 
 from weightpkg.cli.agreement import agree
 from weightpkg.cli.console import format_size, make_progress, print_json
+from weightpkg.cli.mirroring import mirror_options, settings_with
 from weightpkg.install import Plan, install, plan_install
 from weightpkg.reference import index_of, resolve_any
-from weightpkg.settings import Settings
 
 
 @click.command("install")
@@ -28,6 +28,7 @@ from weightpkg.settings import Settings
 @click.option(
     "--accept-license", multiple=True, metavar="ID", help="Agree to a license beforehand."
 )
+@mirror_options
 @click.option("--jobs", type=click.IntRange(1, 64), show_default="8")
 @click.option("--timeout", type=click.FloatRange(0.1), help="Seconds that a file may take in all.")
 @click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing.")
@@ -42,6 +43,8 @@ def command(
     exclude: tuple[str, ...],
     find_links: tuple[Path, ...],
     accept_license: tuple[str, ...],
+    mirror: str | None,
+    mirror_only: bool,
     jobs: int | None,
     timeout: float | None,
     dry_run: bool,
@@ -54,7 +57,7 @@ def command(
     https://HOST/FILE, ./FILE. Of a repository that has a checkpoint of safetensors, only that is
     fetched, unless --include says otherwise. A broken download goes on where it stopped.
     """
-    settings = Settings.from_environment()
+    settings = settings_with(mirror, is_only=mirror_only)
     store, index, namespaces = settings.store(), settings.index(), settings.namespaces()
     progress = make_progress(quiet=quiet)
     with settings.sources(store) as sources:

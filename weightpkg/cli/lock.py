@@ -8,22 +8,30 @@ import click
 
 from weightpkg.cli.console import make_progress
 from weightpkg.cli.editing import write
+from weightpkg.cli.mirroring import mirror_options, settings_with
 from weightpkg.cli.names import LockedName
 from weightpkg.errors import ProjectError
 from weightpkg.locking import Upgrade
 from weightpkg.project import known_facts, lock, require_project
 from weightpkg.requirement import NormalizedName, normalize_name
-from weightpkg.settings import Settings
 
 
 @click.command("lock")
 @click.argument("names", nargs=-1, metavar="[NAME]...", type=LockedName())
 @click.option("--upgrade", is_flag=True, help="Take the newest releases: of NAME, or of all.")
+@mirror_options
 @click.option("--check", is_flag=True, help="Write nothing; fail if it would be another file.")
 @click.option("--dry-run", is_flag=True, help="Print what would change, and write nothing.")
 @click.pass_obj
 def command(
-    quiet: bool, /, names: tuple[str, ...], upgrade: bool, check: bool, dry_run: bool
+    quiet: bool,
+    /,
+    names: tuple[str, ...],
+    upgrade: bool,
+    mirror: str | None,
+    mirror_only: bool,
+    check: bool,
+    dry_run: bool,
 ) -> None:
     """Write what the project uses, exactly, into weights.lock.
 
@@ -32,7 +40,8 @@ def command(
     """
     if names and not upgrade:
         raise click.UsageError("names are for --upgrade")
-    project, settings = require_project(Path.cwd()), Settings.from_environment()
+    settings = settings_with(mirror, is_only=mirror_only)
+    project = require_project(Path.cwd())
     progress = make_progress(quiet=quiet)
     move = Upgrade(frozenset(map(_folded, names)), everything=upgrade and not names)
     plan = lock(project, settings, progress.note, upgrade=move)

@@ -10,6 +10,7 @@ import click
 from weightpkg.api import load
 from weightpkg.cli.chat import chat
 from weightpkg.cli.console import make_progress, print_json
+from weightpkg.cli.mirroring import mirror_options, settings_with
 from weightpkg.run.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without a template.")
 @click.option("--threads", type=click.IntRange(0), default=0, help="0 for each physical core.")
 @click.option("--no-install", is_flag=True, help="Fail if the model is not installed.")
+@mirror_options
 @click.option("--json", "as_json", is_flag=True, help="Print the answer and figures as JSON.")
 @click.option("-v", "--verbose", is_flag=True, help="Print the execution provider and speeds.")
 @click.pass_obj
@@ -50,6 +52,8 @@ def command(
     raw: bool,
     threads: int,
     no_install: bool,
+    mirror: str | None,
+    mirror_only: bool,
     as_json: bool,
     verbose: bool,
 ) -> None:
@@ -72,7 +76,14 @@ def command(
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     progress = make_progress(quiet=quiet)
-    with load(name, allow_install=not no_install, threads=threads, progress=progress) as model:
+    settings = settings_with(mirror, is_only=mirror_only)
+    with load(
+        name,
+        allow_install=not no_install,
+        threads=threads,
+        settings=settings,
+        progress=progress,
+    ) as model:
         if text is None:
             chat(model, system=system, max_tokens=max_tokens, sampling=sampling)
             return

@@ -8,9 +8,9 @@ import click
 
 from weightpkg.cli.agreement import agree
 from weightpkg.cli.console import format_size, make_progress, print_json
+from weightpkg.cli.mirroring import mirror_options, settings_with
 from weightpkg.locking import select, this_platform
 from weightpkg.project import Indexes, require_project
-from weightpkg.settings import Settings
 from weightpkg.store import Installed
 from weightpkg.syncing import Step, finish, groups_of, plan_sync, prepare, sync, yanks
 
@@ -34,6 +34,7 @@ from weightpkg.syncing import Step, finish, groups_of, plan_sync, prepare, sync,
 @click.option(
     "--accept-license", multiple=True, metavar="ID", help="Agree to a license beforehand."
 )
+@mirror_options
 @click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print what is installed as JSON.")
 @click.pass_obj
@@ -46,6 +47,8 @@ def command(
     prune: bool,
     find_links: tuple[Path, ...],
     accept_license: tuple[str, ...],
+    mirror: str | None,
+    mirror_only: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -54,7 +57,8 @@ def command(
     A lockfile that does not fit the manifest is written anew first; with --frozen that is an error.
     What is there is looked at, and repaired if it was damaged. Nothing is removed without --prune.
     """
-    project, settings = require_project(Path.cwd()), Settings.from_environment()
+    settings = settings_with(mirror, is_only=mirror_only)
+    project = require_project(Path.cwd())
     progress, store = make_progress(quiet=quiet), settings.store()
     lockfile = prepare(project, settings, progress, frozen=frozen or dry_run)
     meant = groups_of(project.manifest.groups, only=groups, without_dev=no_dev)
