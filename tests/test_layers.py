@@ -40,7 +40,10 @@ ORDER = [
     "seals", "locking", "project", "report", "syncing",
     "run", "run.template_worker", "run.template", "run.session", "run.batch", "run.sampling", "run.generate",
     "run.model",
-    "api", "", "cli.console", "cli.chat", "cli.agreement", "cli.editing", "cli.names", "cli",
+    "run.tasks", "run.tasks.tensors", "run.tasks.arrays", "run.tasks.text", "run.tasks.labels",
+    "run.tasks.embedding", "run.tasks.classification", "run.tasks.tagging", "run.tasks.filling",
+    "run.tasks.images", "run.tasks.opening",
+    "api", "", "cli.console", "cli.texts", "cli.tasks", "cli.chat", "cli.agreement", "cli.editing", "cli.names", "cli",
 ]  # fmt: skip
 
 # what a part of the package must not import, beside what stands below it
@@ -64,6 +67,7 @@ HEAVY = {
     "filelock",
     "reflink_copy",
     "tomlkit",
+    "PIL",
 }
 
 

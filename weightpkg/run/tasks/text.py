@@ -1,0 +1,243 @@
+"""Texts as models take them: tokens, cut at the model's length, in batches of about the same length.
+
+A batch is a rectangle, and what pads it is computed like everything else. So texts are put together by
+their length, and a batch has as many as fit a number of tokens. As many batches are computed at once
+as there are threads, each by one: small models gain little from several threads a batch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from weightpkg.errors import RunError
+from weightpkg.progress import Progress
+from weightpkg.run.tasks.tensors import Array, TensorModel, read_document
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from tokenizers import Encoding
+
+MAX_CHARACTERS = 4 * 1024 * 1024
+"""Of a text: more is a mistake, and takes the tokenizer long."""
+
+# Measured by scripts/bench/embeddings.py; 8 rows of 128 tokens, say.
+BATCH_TOKENS = 1024
+_MULTIPLE = 8
+
+_IDS, _MASK, _TYPES = "input_ids", "attention_mask", "token_type_ids"
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Texts of about the same length. rows: which they are; feeds: their tokens, each (B, T) int64."""
+
+    rows: tuple[int, ...]
+    feeds: dict[str, Array]
+
+
+class TextEncoder:
+    """The tokenizer of a model, and how many tokens of a text the model reads."""
+
+    def __init__(self, directory: Path, inputs: Sequence[str]) -> None:
+        """Read what a model directory has of it.
+
+        Args:
+            directory: of the model.
+            inputs: the names of the model's inputs.
+
+        Raises:
+            RunError: there is no tokenizer, it is broken, or the model takes something else.
+        """
+        if not {_IDS} <= set(inputs) <= {_IDS, _MASK, _TYPES}:
+            raise RunError(
+                f"the model takes {', '.join(inputs)}, which are not the tokens of a text",
+                hint="`weightpkg run NAME --input NAME=VALUE` feeds any input",
+            )
+        self._inputs = tuple(inputs)
+        self._config = read_document(directory, "tokenizer_config.json")
+        self.tokenizer = _read_tokenizer(directory / "tokenizer.json")
+        self.tokenizer.no_padding()
+        self.max_tokens = self._settle_length(directory)
+        self._pad_id = self._padding(directory)
+
+    def _settle_length(self, directory: Path) -> int | None:
+        """How many tokens are read: what the tokenizer says, or else the configurations."""
+        if truncation := self.tokenizer.truncation:
+            return int(truncation["max_length"])
+        lengths = [
+            self._config.get("model_max_length"),
+            read_document(directory, "config.json").get("max_position_embeddings"),
+        ]
+        known = [int(n) for n in lengths if isinstance(n, int | float) and 0 < n < 2**24]
+        if not known:
+            return None
+        self.tokenizer.enable_truncation(min(known))
+        return min(known)
+
+    def _padding(self, directory: Path) -> int:
+        token = self._config.get("pad_token")
+        found = self.tokenizer.token_to_id(token) if isinstance(token, str) else None
+        if found is None:
+            found = read_document(directory, "config.json").get("pad_token_id")
+        return found if isinstance(found, int) else 0
+
+    def encode(self, texts: Sequence[str], progress: Progress) -> list[Encoding]:
+        """Return the tokens of each text.
+
+        Args:
+            texts: any number of them.
+            progress: told which texts were cut.
+
+        Raises:
+            RunError: a text is too long to be looked at, is not Unicode, or has no tokens.
+        """
+        if isinstance(texts, str):
+            raise TypeError("texts is one string, not a list of them")
+        for i, text in enumerate(texts):
+            if len(text) > MAX_CHARACTERS:
+                raise RunError(
+                    f"text {i + 1} has {len(text):,} characters, more than {MAX_CHARACTERS:,}",
+                    hint="cut it into paragraphs",
+                )
+        with tokenizing(texts):
+            encodings = self.tokenizer.encode_batch(list(texts))
+        self._look_at(encodings, progress)
+        return encodings
+
+    def _look_at(self, encodings: Sequence[Encoding], progress: Progress) -> None:
+        empty = [i + 1 for i, encoding in enumerate(encodings) if not encoding.ids]
+        if empty:
+            raise RunError(f"text {empty[0]} has no tokens")
+        cut = [i + 1 for i, encoding in enumerate(encodings) if encoding.overflowing]
+        if cut:
+            which = ", ".join(map(str, cut[:8])) + (", ..." if len(cut) > 8 else "")
+            progress.note(
+                f"{len(cut):,} of {len(encodings):,} texts have more than the "
+                f"{self.max_tokens:,} tokens that the model reads, and were cut: {which}"
+            )
+
+    def batches(self, encodings: Sequence[Encoding], tokens: int = BATCH_TOKENS) -> Iterator[Batch]:
+        """Put texts together, the longest first, so that what takes most memory comes at once."""
+        ids = [np.array(encoding.ids, np.int64) for encoding in encodings]
+        order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
+        start = 0
+        while start < len(order):
+            width = -(-len(ids[order[start]]) // _MULTIPLE) * _MULTIPLE
+            if self.max_tokens is not None:
+                width = min(width, self.max_tokens)
+            end = start + max(1, tokens // width)
+            rows = tuple(order[start:end])
+            yield Batch(rows, self._feeds(rows, ids, encodings, width))
+            start = end
+
+    def _feeds(
+        self,
+        rows: Sequence[int],
+        ids: Sequence[NDArray[np.int64]],
+        encodings: Sequence[Encoding],
+        width: int,
+    ) -> dict[str, Array]:
+        shape = (len(rows), width)
+        feeds: dict[str, Array] = {
+            _IDS: np.full(shape, self._pad_id, np.int64),
+            _MASK: np.zeros(shape, np.int64),
+            _TYPES: np.zeros(shape, np.int64),
+        }
+        for place, row in enumerate(rows):
+            length = len(ids[row])
+            feeds[_IDS][place, :length] = ids[row]
+            feeds[_MASK][place, :length] = 1
+            if _TYPES in self._inputs:
+                feeds[_TYPES][place, :length] = encodings[row].type_ids
+        return {name: feeds[name] for name in self._inputs}
+
+
+class TextModel:
+    """A model and its tokenizer, which answer many texts with some batches at once."""
+
+    def __init__(self, directory: Path, output: str, *, threads: int = 0) -> None:
+        """Load both.
+
+        Args:
+            directory: of the model.
+            output: the one that is wanted.
+            threads: how many to compute with; 0 is one for each physical core.
+
+        Raises:
+            RunError: a file is missing or broken, or the model is not one for texts.
+        """
+        self.threads = threads or physical_cores()
+        self.model = TensorModel(directory, threads=1)
+        (self.output,) = self.model.output_names([output])
+        required = [spec.name for spec in self.model.inputs if not spec.is_optional]
+        self.encoder = TextEncoder(directory, required)
+        (self.spec,) = (spec for spec in self.model.outputs if spec.name == output)
+
+    def compute(self, encodings: Sequence[Encoding], take: Callable[[Batch, Any], None]) -> None:
+        """Run the model on texts; `take` gets each batch with its output, one at a time.
+
+        Raises:
+            RunError: the model fails, or what it made is not a number.
+        """
+
+        def one(batch: Batch) -> tuple[Batch, Any]:
+            return batch, self.model.compute(batch.feeds, [self.output])[0]
+
+        with ThreadPoolExecutor(self.threads) as pool:
+            for batch, found in pool.map(one, self.encoder.batches(encodings)):
+                if not np.isfinite(found).all():
+                    text = batch.rows[int(np.argmin(_finite_rows(found)))] + 1
+                    raise RunError(f"the model's answer to text {text} is not a number")
+                take(batch, found)
+
+
+def _finite_rows(found: Any) -> NDArray[np.bool_]:
+    rows: NDArray[np.bool_] = np.isfinite(found).reshape(len(found), -1).all(axis=1)
+    return rows
+
+
+def physical_cores() -> int:
+    """Return how many threads this process may keep busy."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def tokenizing(texts: Sequence[str]) -> Iterator[None]:
+    """Say what a tokenizer finds wrong as an error of ours."""
+    try:
+        yield
+    except UnicodeEncodeError as error:
+        odd = next(i for i, text in enumerate(texts) if not _is_unicode(text))
+        raise RunError(f"text {odd + 1} has half of a character, and is not Unicode") from error
+    except Exception as error:
+        if type(error) is not Exception:  # the library's own are plain ones
+            raise
+        raise RunError(
+            f"the tokenizer fails: {error}",
+            hint="`weightpkg verify` tells whether the model is damaged",
+        ) from error
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    try:
+        with tokenizing(()):
+            return Tokenizer.from_buffer(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise RunError(f"`{path}` cannot be read: {error}") from error
