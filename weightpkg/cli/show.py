@@ -85,7 +85,7 @@ def _tensors(
         return {}
     from weightpkg.run.tasks.tensors import signature
 
-    found = {}
+    found: dict[str, tuple[Sequence[TensorSpec], Sequence[TensorSpec]]] = {}
     for record in records:
         directory = store.model(record.conversion) if record.conversion else None
         if directory is not None:

@@ -11,12 +11,16 @@ import numpy as np
 
 from weightpkg.errors import RunError
 from weightpkg.progress import Progress, Silence
-from weightpkg.run.tasks.labels import Labels
+from weightpkg.run.tasks.labels import Labels, last_size
 from weightpkg.run.tasks.tensors import Held, read_document
-from weightpkg.run.tasks.text import Batch, TextModel
+from weightpkg.run.tasks.text import BATCH_TOKENS, Batch, TextModel
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+
+# Of a batch: every token has one for each word, which is what takes the memory.
+_LOGITS = 2**24
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,8 @@ class Filler(Held):
             raise RunError("the model's tokenizer has no `mask_token`, so that it fills no gaps")
         self.mask = mask
         self._mask_id = found
+        vocab_size = last_size(self._texts.spec.dims) or self._tokenizer.get_vocab_size()
+        self._batch_tokens = max(1, min(BATCH_TOKENS, _LOGITS // vocab_size))
 
     def fill(
         self, texts: Sequence[str], *, top: int = 5, progress: Progress | None = None
@@ -88,7 +94,7 @@ class Filler(Held):
                 place = encodings[row].ids.index(self._mask_id)
                 answers[row] = self._best(texts[row], logits[place], top)
 
-        self._texts.compute(encodings, take)
+        self._texts.compute(encodings, take, tokens=self._batch_tokens)
         return answers
 
     def _best(self, text: str, logits: NDArray[np.float32], top: int) -> list[Filling]:

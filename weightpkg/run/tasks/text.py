@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 MAX_CHARACTERS = 4 * 1024 * 1024
 """Of a text: more is a mistake, and takes the tokenizer long."""
 
-# Measured by scripts/bench/embeddings.py; 8 rows of 128 tokens, say.
-BATCH_TOKENS = 1024
+# Measured by scripts/bench/embeddings.py; 4 rows of 128 tokens, say.
+BATCH_TOKENS = 512
 _MULTIPLE = 8
 
 _IDS, _MASK, _TYPES = "input_ids", "attention_mask", "token_type_ids"
@@ -182,8 +182,19 @@ class TextModel:
         self.encoder = TextEncoder(directory, required)
         (self.spec,) = (spec for spec in self.model.outputs if spec.name == output)
 
-    def compute(self, encodings: Sequence[Encoding], take: Callable[[Batch, Any], None]) -> None:
-        """Run the model on texts; `take` gets each batch with its output, one at a time.
+    def compute(
+        self,
+        encodings: Sequence[Encoding],
+        take: Callable[[Batch, Any], None],
+        *,
+        tokens: int = BATCH_TOKENS,
+    ) -> None:
+        """Run the model on texts.
+
+        Args:
+            encodings: their tokens.
+            take: gets each batch with its output, one at a time.
+            tokens: how many a batch may have.
 
         Raises:
             RunError: the model fails, or what it made is not a number.
@@ -193,7 +204,7 @@ class TextModel:
             return batch, self.model.compute(batch.feeds, [self.output])[0]
 
         with ThreadPoolExecutor(self.threads) as pool:
-            for batch, found in pool.map(one, self.encoder.batches(encodings)):
+            for batch, found in pool.map(one, self.encoder.batches(encodings, tokens)):
                 if not np.isfinite(found).all():
                     text = batch.rows[int(np.argmin(_finite_rows(found)))] + 1
                     raise RunError(f"the model's answer to text {text} is not a number")
