@@ -100,7 +100,11 @@ HEADS = {
     "distilbert-masked": TinyHead(
         "distilbert",
         f"DistilBert{_MASKED}",
-        {**_linear("vocab_transform", E), **_norm("vocab_layer_norm"), "vocab_projector.bias": (V,)},
+        {
+            **_linear("vocab_transform", E),
+            **_norm("vocab_layer_norm"),
+            "vocab_projector.bias": (V,),
+        },
     ),
     "roberta-sequence": TinyHead(
         "roberta",

@@ -48,7 +48,8 @@ def command(
     progress = make_progress(quiet=quiet)
     with load(name, task="feature-extraction", allow_install=not no_install, threads=threads, progress=progress) as model:  # fmt: skip
         given = windows(texts_of(texts, files))
-        write((model.embed(window, progress=progress) for window in given), model.dimensions)
+        vectors = (model.embed(w, progress=progress, first=first) for first, w in given)
+        write(vectors, model.dimensions)
 
 
 Vectors = Iterable["NDArray[np.float32]"]

@@ -46,11 +46,12 @@ def read_stdin() -> str:
         raise RunError(f"standard input is not UTF-8 at byte {error.start:,}") from error
 
 
-def windows(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Yield texts many at a time, so that no number of them fills the memory."""
-    rest = iter(texts)
+def windows(texts: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+    """Yield texts many at a time, behind the number of the first: so they need not all be in memory."""
+    rest, first = iter(texts), 1
     while window := list(islice(rest, _WINDOW)):
-        yield window
+        yield first, window
+        first += len(window)
 
 
 def write_pieces(path: Path, pieces: Iterable[bytes]) -> None:

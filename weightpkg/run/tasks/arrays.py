@@ -38,7 +38,7 @@ _HEADER = re.compile(
     r"'shape': \((?P<shape>[0-9, ]*)\), \} *\n?\Z",
     re.ASCII,
 )
-_DESCR = re.compile(r"[<>|=](b1|i[1248]|u[1248]|f[248]|U[0-9]{1,6})\Z", re.ASCII)
+_DESCR = re.compile(r"[<>|=](b1|i[1248]|u[1248]|f[248]|U[1-9][0-9]{0,5})\Z", re.ASCII)
 
 
 def read_array(path: Path) -> Array:
@@ -136,8 +136,11 @@ def _read_npy(stream: IO[bytes], where: str) -> Array:
     if len(content) != size:
         found = f"{len(content):,}" if len(content) < size else "more"
         raise RunError(f"{where}: has {found} bytes of numbers, not {size:,}")
-    array = np.frombuffer(content, dtype).reshape(shape, order="F" if is_fortran else "C")
-    native: Array = np.ascontiguousarray(array, dtype.newbyteorder("=")).reshape(shape)
+    try:
+        array = np.frombuffer(content, dtype).reshape(shape, order="F" if is_fortran else "C")
+        native: Array = np.ascontiguousarray(array, dtype.newbyteorder("=")).reshape(shape)
+    except (ValueError, OverflowError) as error:  # of no numbers, and too many for an index
+        raise RunError(f"{where}: {error}") from error
     if native.dtype.kind == "U":
         _check_characters(native, where)
     return native

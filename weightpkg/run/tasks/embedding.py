@@ -43,18 +43,19 @@ class Embedder(Held):
         self.max_tokens = self._texts.encoder.max_tokens
 
     def embed(
-        self, texts: Sequence[str], *, progress: Progress | None = None
+        self, texts: Sequence[str], *, progress: Progress | None = None, first: int = 1
     ) -> NDArray[np.float32]:
         """Return a vector for each text: (N, dimensions) float32.
 
         Args:
             texts: any number of them; what is longer than `max_tokens` is cut.
             progress: told which were.
+            first: the number of the first text, in what is said of them.
 
         Raises:
             RunError: a text is too long to be looked at or is not Unicode, or the model fails.
         """
-        encodings = self._texts.encoder.encode(texts, progress or Silence())
+        encodings = self._texts.encoder.encode(texts, progress or Silence(), first=first)
         vectors = np.empty((len(encodings), self.dimensions), np.float32)
 
         def take(batch: Batch, found: Any) -> None:

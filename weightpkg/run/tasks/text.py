@@ -90,34 +90,31 @@ class TextEncoder:
             found = read_document(directory, "config.json").get("pad_token_id")
         return found if isinstance(found, int) else 0
 
-    def encode(self, texts: Sequence[str], progress: Progress) -> list[Encoding]:
+    def encode(self, texts: Sequence[str], progress: Progress, *, first: int = 1) -> list[Encoding]:
         """Return the tokens of each text.
 
         Args:
             texts: any number of them.
             progress: told which texts were cut.
+            first: the number of the first text, in what is said of them.
 
         Raises:
             RunError: a text is too long to be looked at, is not Unicode, or has no tokens.
         """
         if isinstance(texts, str):
             raise TypeError("texts is one string, not a list of them")
-        for i, text in enumerate(texts):
-            if len(text) > MAX_CHARACTERS:
-                raise RunError(
-                    f"text {i + 1} has {len(text):,} characters, more than {MAX_CHARACTERS:,}",
-                    hint="cut it into paragraphs",
-                )
-        with tokenizing(texts):
+        for number, text in enumerate(texts, first):
+            _check_text(text, number)
+        with tokenizing():
             encodings = self.tokenizer.encode_batch(list(texts))
-        self._look_at(encodings, progress)
+        self._look_at(encodings, progress, first)
         return encodings
 
-    def _look_at(self, encodings: Sequence[Encoding], progress: Progress) -> None:
-        empty = [i + 1 for i, encoding in enumerate(encodings) if not encoding.ids]
-        if empty:
-            raise RunError(f"text {empty[0]} has no tokens")
-        cut = [i + 1 for i, encoding in enumerate(encodings) if encoding.overflowing]
+    def _look_at(self, encodings: Sequence[Encoding], progress: Progress, first: int) -> None:
+        for number, encoding in enumerate(encodings, first):
+            if not encoding.ids:
+                raise RunError(f"text {number} has no tokens")
+        cut = [number for number, each in enumerate(encodings, first) if each.overflowing]
         if cut:
             which = ", ".join(map(str, cut[:8])) + (", ..." if len(cut) > 8 else "")
             progress.note(
@@ -221,14 +218,23 @@ def physical_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _check_text(text: str, number: int) -> None:
+    if len(text) > MAX_CHARACTERS:
+        raise RunError(
+            f"text {number} has {len(text):,} characters, more than {MAX_CHARACTERS:,}",
+            hint="cut it into paragraphs",
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RunError(f"text {number} has half of a character, and is not Unicode") from error
+
+
 @contextmanager
-def tokenizing(texts: Sequence[str]) -> Iterator[None]:
+def tokenizing() -> Iterator[None]:
     """Say what a tokenizer finds wrong as an error of ours."""
     try:
         yield
-    except UnicodeEncodeError as error:
-        odd = next(i for i, text in enumerate(texts) if not _is_unicode(text))
-        raise RunError(f"text {odd + 1} has half of a character, and is not Unicode") from error
     except Exception as error:
         if type(error) is not Exception:  # the library's own are plain ones
             raise
@@ -238,17 +244,9 @@ def tokenizing(texts: Sequence[str]) -> Iterator[None]:
         ) from error
 
 
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _read_tokenizer(path: Path) -> Tokenizer:
     try:
-        with tokenizing(()):
+        with tokenizing():
             return Tokenizer.from_buffer(path.read_bytes())
     except (OSError, ValueError) as error:
         raise RunError(f"`{path}` cannot be read: {error}") from error
