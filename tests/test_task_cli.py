@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 from factories import index_page
 from test_tensors import Value, write_model
 from tiny_checkpoint import TinyCheckpoint
-from tiny_heads import HEADS, MASK
+from tiny_heads import HEADS, MASK, TinyHead
 from weightpkg.api import load
 from weightpkg.errors import NotInstalledError
 from weightpkg.settings import Settings
@@ -32,7 +32,7 @@ def environ(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     root = tmp_path_factory.mktemp("tasks")
     models = root / "index" / "models"
     models.mkdir(parents=True)
-    checkpoints = {"vectors": TinyCheckpoint.read("bert"), "mood": HEADS["bert-sequence"], "tags": HEADS["roberta-token"], "gaps": HEADS["bert-masked"]}  # fmt: skip
+    checkpoints: dict[str, TinyCheckpoint | TinyHead] = {"vectors": TinyCheckpoint.read("bert"), "mood": HEADS["bert-sequence"], "tags": HEADS["roberta-token"], "gaps": HEADS["bert-masked"]}  # fmt: skip
     for name, checkpoint in checkpoints.items():
         directory = checkpoint.write(root / "index" / name)
         files = [path for path in sorted(directory.rglob("*")) if path.is_file()]

@@ -75,9 +75,10 @@ def edit(directory: Path, name: str, **keys: Any) -> None:
 
 
 def alone(directory: Path, output: str, text: str) -> NDArray[np.float32]:
-    """What onnxruntime makes of one text without any of our code."""
+    """What the model makes of one text without batches and padding."""
     ids = np.array([TextEncoder(directory, ["input_ids"]).tokenizer.encode(text).ids])
-    return encode_plain(directory, output, ids)[0]
+    vector: NDArray[np.float32] = encode_plain(directory, output, ids)[0]
+    return vector
 
 
 def encode_plain(directory: Path, output: str, ids: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -85,7 +86,8 @@ def encode_plain(directory: Path, output: str, ids: NDArray[np.int64]) -> NDArra
     feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": ids * 0}
     names = {spec.name for spec in model.inputs}
     found: Any = model.run({k: v for k, v in feeds.items() if k in names}, [output])[output]
-    return np.asarray(found)
+    vectors: NDArray[np.float32] = np.asarray(found)
+    return vectors
 
 
 # What a directory is for
@@ -156,7 +158,7 @@ def test_vectors_of_many_texts_are_those_of_each(directories: dict[str, Path]) -
     model = Embedder(directories["bert"], threads=2)
     assert (model.dimensions, model.max_tokens) == (64, 32)
     vectors = model.embed(TEXTS * 7)
-    assert (vectors.shape, vectors.dtype) == ((35, 64), np.float32)
+    assert (vectors.shape, vectors.dtype.name) == ((35, 64), "float32")
     for i, text in enumerate(TEXTS):
         expected = alone(directories["bert"], "sentence_embedding", text)
         for vector in vectors[i :: len(TEXTS)]:
@@ -402,7 +404,9 @@ def test_fillings_are_the_most_likely_words(directories: dict[str, Path]) -> Non
     logits = alone(directory, "logits", text)
     ids = TextEncoder(directory, ["input_ids"]).tokenizer.encode(text).ids
     tokenizer = TextEncoder(directory, ["input_ids"]).tokenizer
-    gap = ids.index(tokenizer.token_to_id(MASK))
+    token = tokenizer.token_to_id(MASK)
+    assert token is not None
+    gap = ids.index(token)
     best = np.argsort(-logits[gap])[:3]
     assert [f.token for f in found] == [tokenizer.decode([int(i)]).strip() for i in best]
     assert found[0].text == f"the sky {found[0].token} blue"
