@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.argument("texts", nargs=-1, metavar="[TEXT]...")
 @click.option("-f", "--file", "files", multiple=True, type=click.Path(path_type=Path), help="Texts, one a line.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write .npy, .json or .jsonl.")  # fmt: skip
-@click.option("--threads", type=click.IntRange(0), default=0, help="0 for each physical core.")
+@click.option("--threads", type=click.IntRange(0), default=0, help="0 for each core.")
 @click.option("--no-install", is_flag=True, help="Fail if the model is not installed.")
 @click.option("--json", "as_json", is_flag=True, help="Print one list of vectors as JSON.")
 @click.pass_obj

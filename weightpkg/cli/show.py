@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from weightpkg.cli.console import format_size, print_json
+from weightpkg.errors import RunError
 from weightpkg.footprint import needs_of
 from weightpkg.memory import Need
 from weightpkg.package import Model, Release, Variant
@@ -89,7 +90,10 @@ def _tensors(
     for record in records:
         directory = store.model(record.conversion) if record.conversion else None
         if directory is not None:
-            found[record.full_name] = signature(directory)
+            try:
+                found[record.full_name] = signature(directory)
+            except RunError as error:
+                click.echo(f"note: {error.message}", err=True)
     return found
 
 

@@ -217,10 +217,7 @@ class TensorModel(Held):
         super().__init__()
         self.directory = directory
         self._session = open_session(directory / "model.onnx", threads)
-        required = [TensorSpec.of(arg) for arg in self._session.get_inputs()]
-        optional = self._session.get_overridable_initializers()
-        self.inputs = (*required, *(TensorSpec.of(arg, is_optional=True) for arg in optional))
-        self.outputs = tuple(map(TensorSpec.of, self._session.get_outputs()))
+        self.inputs, self.outputs = _signature(self._session)
 
     @cached_property
     def _inputs(self) -> dict[str, TensorSpec]:
@@ -306,10 +303,13 @@ def open_session(path: Path, threads: int) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = 4  # errors come as exceptions
     options.intra_op_num_threads = threads
+    return _opened(path, options)
+
+
+def _opened(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
+    providers = ["CPUExecutionProvider"]
     try:
-        return ort.InferenceSession(
-            os.fspath(path.resolve()), options, providers=["CPUExecutionProvider"]
-        )
+        return ort.InferenceSession(os.fspath(path.resolve()), options, providers=providers)
     except ORT_ERRORS as error:
         raise RunError(
             f"onnxruntime cannot load `{path}`: {_first_line(error)}",
@@ -346,11 +346,23 @@ def _first_line(error: BaseException) -> str:
     return str(error).partition("\n")[0]
 
 
+def _signature(
+    session: ort.InferenceSession,
+) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    required = [TensorSpec.of(arg) for arg in session.get_inputs()]
+    optional = session.get_overridable_initializers()
+    inputs = (*required, *(TensorSpec.of(arg, is_optional=True) for arg in optional))
+    return inputs, tuple(map(TensorSpec.of, session.get_outputs()))
+
+
 def signature(directory: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """Return the inputs and the outputs of a model, which is not made ready to run.
 
     Raises:
         RunError: onnxruntime refuses it.
     """
-    model = TensorModel(directory, threads=1)
-    return model.inputs, model.outputs
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    return _signature(_opened(directory / "model.onnx", options))

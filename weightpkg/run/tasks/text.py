@@ -8,11 +8,13 @@ as there are threads, each by one: small models gain little from several threads
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -167,12 +169,12 @@ class TextModel:
         Args:
             directory: of the model.
             output: the one that is wanted.
-            threads: how many to compute with; 0 is one for each physical core.
+            threads: how many to compute with; 0 is one for each core that it may use.
 
         Raises:
             RunError: a file is missing or broken, or the model is not one for texts.
         """
-        self.threads = threads or physical_cores()
+        self.threads = threads or usable_cores()
         self.model = TensorModel(directory, threads=1)
         (self.output,) = self.model.output_names([output])
         required = [spec.name for spec in self.model.inputs if not spec.is_optional]
@@ -196,24 +198,22 @@ class TextModel:
         Raises:
             RunError: the model fails, or what it made is not a number.
         """
+        lock = Lock()
 
-        def one(batch: Batch) -> tuple[Batch, Any]:
-            return batch, self.model.compute(batch.feeds, [self.output])[0]
-
-        with ThreadPoolExecutor(self.threads) as pool:
-            for batch, found in pool.map(one, self.encoder.batches(encodings, tokens)):
-                if not np.isfinite(found).all():
-                    text = batch.rows[int(np.argmin(_finite_rows(found)))] + 1
-                    raise RunError(f"the model's answer to text {text} is not a number")
+        def compute(batch: Batch) -> None:
+            found: Any = self.model.compute(batch.feeds, [self.output])[0]
+            is_number = np.isfinite(found).reshape(len(found), -1).all(axis=1)
+            if not is_number.all():
+                text = batch.rows[int(np.argmin(is_number))] + 1
+                raise RunError(f"the model's answer to text {text} is not a number")
+            with lock:  # taken at once, as answers that wait take memory
                 take(batch, found)
 
-
-def _finite_rows(found: Any) -> NDArray[np.bool_]:
-    rows: NDArray[np.bool_] = np.isfinite(found).reshape(len(found), -1).all(axis=1)
-    return rows
+        with ThreadPoolExecutor(self.threads) as pool:
+            deque(pool.map(compute, self.encoder.batches(encodings, tokens)), maxlen=0)
 
 
-def physical_cores() -> int:
+def usable_cores() -> int:
     """Return how many threads this process may keep busy."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
