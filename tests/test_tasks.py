@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +14,15 @@ import onnx
 import pytest
 
 from test_checkpoints import convert, encode
+from test_encoders import MODELS as GGUF_MODELS
+from test_encoders import converted
 from tiny_checkpoint import TinyCheckpoint, tokenizer_json
 from tiny_heads import HEADS, MASK
 from weightpkg.errors import RunError
 from weightpkg.progress import Silence
 from weightpkg.run.model import Model
 from weightpkg.run.tasks.classification import Classifier
-from weightpkg.run.tasks.embedding import Embedder
+from weightpkg.run.tasks.embedding import OUTPUT, Embedder
 from weightpkg.run.tasks.filling import Filler
 from weightpkg.run.tasks.labels import Labels
 from weightpkg.run.tasks.opening import TASKS, open_model, task_of
@@ -230,6 +233,31 @@ def test_refuses_texts(directories: dict[str, Path], texts: list[str], reason: s
 def test_one_string_is_not_a_list_of_texts(directories: dict[str, Path]) -> None:
     with pytest.raises(TypeError, match="not a list"):
         Embedder(directories["bert"]).embed("the sky")
+
+
+def test_a_gguf_model_makes_vectors_too(tmp_path: Path) -> None:
+    directory = converted(tmp_path / "out", GGUF_MODELS["bert"])
+    with open_model(directory) as model:
+        assert isinstance(model, Embedder)
+        found = model.embed(TEXTS)
+    for text, vector in zip(TEXTS, found, strict=True):
+        np.testing.assert_allclose(vector, alone(directory, OUTPUT, text), rtol=0, atol=2e-6)
+
+
+def test_several_threads_may_ask_at_once(directories: dict[str, Path]) -> None:
+    model = Embedder(directories["bert"], threads=2)
+    expected = model.embed(TEXTS * 20)
+    with ThreadPoolExecutor(8) as pool:
+        for found in pool.map(lambda _: model.embed(TEXTS * 20), range(24)):
+            np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
+
+
+def test_pairs_are_read_together(directories: dict[str, Path]) -> None:
+    model = Classifier(directories["bert-sequence"])
+    pair, other, alone = model.classify([("the sky", "is blue"), ("is blue", "the sky"), "the sky"])
+    assert len({labels[0].score for labels in (pair, other, alone)}) == 3
+    with pytest.raises(RunError, match="text 1 has half"):
+        model.classify([("fine", "\ud800")])
 
 
 # What is damaged

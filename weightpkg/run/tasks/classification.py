@@ -9,7 +9,7 @@ from typing import Any, Literal
 from weightpkg.progress import Progress, Silence
 from weightpkg.run.tasks.labels import Label, Labels, last_size
 from weightpkg.run.tasks.tensors import Held
-from weightpkg.run.tasks.text import Batch, TextModel
+from weightpkg.run.tasks.text import Batch, Pair, TextModel
 
 
 class Classifier(Held):
@@ -29,12 +29,17 @@ class Classifier(Held):
         self.max_tokens = self._texts.encoder.max_tokens
 
     def classify(
-        self, texts: Sequence[str], *, top: int | None = None, progress: Progress | None = None
+        self,
+        texts: Sequence[str | Pair],
+        *,
+        top: int | None = None,
+        progress: Progress | None = None,
     ) -> list[list[Label]]:
         """Return the labels of each text, the best first.
 
         Args:
-            texts: any number of them; what is longer than `max_tokens` is cut.
+            texts: any number of them, or pairs of them, as a question and what may answer it; what is
+                longer than `max_tokens` is cut.
             top: how many labels; all if not given.
             progress: told which texts were cut.
 

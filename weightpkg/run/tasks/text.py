@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -36,6 +36,10 @@ BATCH_TOKENS = 512
 _MULTIPLE = 8
 
 _IDS, _MASK, _TYPES = "input_ids", "attention_mask", "token_type_ids"
+
+
+Pair: TypeAlias = tuple[str, str]
+"""A text and another one, of which a model says how they go together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +96,13 @@ class TextEncoder:
             found = read_document(directory, "config.json").get("pad_token_id")
         return found if isinstance(found, int) else 0
 
-    def encode(self, texts: Sequence[str], progress: Progress, *, first: int = 1) -> list[Encoding]:
+    def encode(
+        self, texts: Sequence[str | Pair], progress: Progress, *, first: int = 1
+    ) -> list[Encoding]:
         """Return the tokens of each text.
 
         Args:
-            texts: any number of them.
+            texts: any number of them, or pairs of them.
             progress: told which texts were cut.
             first: the number of the first text, in what is said of them.
 
@@ -106,7 +112,8 @@ class TextEncoder:
         if isinstance(texts, str):
             raise TypeError("texts is one string, not a list of them")
         for number, text in enumerate(texts, first):
-            _check_text(text, number)
+            for part in (text,) if isinstance(text, str) else text:
+                _check_text(part, number)
         with tokenizing():
             encodings = self.tokenizer.encode_batch(list(texts))
         self._look_at(encodings, progress, first)
