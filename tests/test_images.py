@@ -102,6 +102,7 @@ def test_a_picture_is_made_ready_as_the_model_says(tmp_path: Path) -> None:
         {"size": 8, "resample": 99},
         {"size": 8, "image_mean": [1, 2]},
         {"size": 8, "image_std": None},
+        {"size": 8, "image_std": [0, 1, 1]},
         {"size": 8, "image_mean": ["a", "b", "c"]},
         {"do_resize": False},
     ],

@@ -317,6 +317,48 @@ def test_an_answer_that_is_not_a_number_is_an_error(copied: Callable[[str], Path
         Embedder(directory).embed(["the sky", "a"])
 
 
+def test_an_output_of_another_shape_is_an_error(copied: Callable[[str], Path]) -> None:
+    """A graph that adds up its texts, and says that it does not."""
+    directory = copied("bert-sequence")
+    graph = onnx.load(directory / "model.onnx", load_external_data=False)
+    (last,) = (n for n in graph.graph.node if n.output[0] == "logits")
+    last.op_type = "ReduceMax"
+    last.attribute.append(onnx.helper.make_attribute("keepdims", 1))
+    axes = onnx.helper.make_tensor("all_texts", onnx.TensorProto.INT64, [1], [0])
+    graph.graph.initializer.append(axes)
+    last.input.append("all_texts")
+    (directory / "model.onnx").unlink()
+    onnx.save(graph, directory / "model.onnx")
+    with pytest.raises(RunError, match=r"has the shape \[1, 3\] for tokens \[2, "):
+        Classifier(directory).classify(["the sky", "the fox"])
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_refuses_more_or_fewer_numbers_than_labels(tmp_path: Path, count: int) -> None:
+    """Where the graph does not say how many there are, it is found out when it runs."""
+    labels = {str(i): str(i) for i in range(count)}
+    (tmp_path / "config.json").write_text(json.dumps({"id2label": labels}))
+    found = Labels.read(tmp_path, None)
+    assert found.scores(np.zeros((5, count), np.float32)).shape == (5, count)
+    with pytest.raises(RunError, match=f"3 numbers for {count} labels"):
+        found.scores(np.zeros((5, 3), np.float32))
+
+
+def test_a_head_of_another_task_is_refused(directories: dict[str, Path]) -> None:
+    with pytest.raises(RunError, match="not numbers of texts: logits: float"):
+        Classifier(directories["roberta-token"])
+    with pytest.raises(RunError, match="not numbers of tokens: logits: float"):
+        Tagger(directories["bert-sequence"])
+
+
+def test_refuses_documents_that_are_too_large(copied: Callable[[str], Path]) -> None:
+    directory = copied("bert-sequence")
+    (directory / "config.json").unlink()
+    (directory / "config.json").write_bytes(b" " * (2**24 + 1))
+    with pytest.raises(RunError, match=r"config\.json` has more than 16,777,216 bytes"):
+        Classifier(directory)
+
+
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
 @pytest.mark.parametrize("content", [b"[1]", b"{", b"\xff"])
 def test_refuses_broken_documents(copied: Callable[[str], Path], name: str, content: bytes) -> None:

@@ -24,7 +24,7 @@ class Classifier(Held):
     def __init__(self, directory: Path, *, threads: int = 0) -> None:
         """Load a model directory; arguments and errors as `TextModel` has them."""
         super().__init__()
-        self._texts = TextModel(directory, "logits", threads=threads)
+        self._texts = TextModel(directory, "logits", rank=2, threads=threads)
         self.labels = Labels.read(directory, last_size(self._texts.spec.dims))
         self.max_tokens = self._texts.encoder.max_tokens
 

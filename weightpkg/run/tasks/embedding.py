@@ -35,7 +35,7 @@ class Embedder(Held):
     def __init__(self, directory: Path, *, threads: int = 0) -> None:
         """Load a model directory; arguments and errors as `TextModel` has them."""
         super().__init__()
-        self._texts = TextModel(directory, OUTPUT, threads=threads)
+        self._texts = TextModel(directory, OUTPUT, rank=2, threads=threads)
         width = self._texts.spec.dims[-1]
         if not isinstance(width, int):
             raise RunError(f"output `{OUTPUT}` is of no fixed size: {self._texts.spec}")

@@ -52,7 +52,7 @@ class Filler(Held):
             RunError: as `TextModel` has it, or the model has no token for a gap.
         """
         super().__init__()
-        self._texts = TextModel(directory, "logits", threads=threads)
+        self._texts = TextModel(directory, "logits", rank=3, threads=threads)
         self._tokenizer = self._texts.encoder.tokenizer
         self.max_tokens = self._texts.encoder.max_tokens
         mask = read_document(directory, "tokenizer_config.json").get("mask_token")

@@ -120,13 +120,16 @@ class Preparation:
         resample = int(fields.get("resample", 2))
         if not 0 <= resample <= 5:
             raise ValueError(f"resample {resample}")
+        std = _three(fields["image_std"] if is_normal else [1.0] * 3)
+        if 0 in std:
+            raise ValueError("a deviation of 0")
         return cls(
             size=size,
             resample=resample,
             crop=crop,
             scale=float(fields.get("rescale_factor", 1 / 255)) if is_scaled else 1.0,
             mean=_three(fields["image_mean"] if is_normal else [0.0] * 3),
-            std=_three(fields["image_std"] if is_normal else [1.0] * 3),
+            std=std,
         )
 
     def pixels(self, path: Path) -> NDArray[np.float32]:

@@ -67,7 +67,14 @@ class Labels:
         return cls(names, _scoring(fields.get("problem_type"), len(names)))
 
     def scores(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """logits: (..., L) -> (..., L)."""
+        """logits: (..., L) -> (..., L).
+
+        Raises:
+            RunError: there are more or fewer of them than labels.
+        """
+        if self.names and logits.shape[-1] != len(self.names):
+            count = f"{logits.shape[-1]:,} numbers for {len(self.names):,} labels"
+            raise RunError(f"the model gives {count}")
         wide = logits.astype(np.float32, copy=False)
         if self.scoring == "none":
             return wide

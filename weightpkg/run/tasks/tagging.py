@@ -57,7 +57,7 @@ class Tagger(Held):
     def __init__(self, directory: Path, *, threads: int = 0) -> None:
         """Load a model directory; arguments and errors as `TextModel` has them."""
         super().__init__()
-        self._texts = TextModel(directory, "logits", threads=threads)
+        self._texts = TextModel(directory, "logits", rank=3, threads=threads)
         found = Labels.read(directory, last_size(self._texts.spec.dims))
         self.labels = Labels(found.names, "softmax")
         self.max_tokens = self._texts.encoder.max_tokens

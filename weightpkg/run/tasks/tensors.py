@@ -317,14 +317,20 @@ def _opened(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
         ) from error
 
 
+# A tokenizer's configuration lists added tokens, one by one.
+_MAX_DOCUMENT = 16 * 1024 * 1024
+
+
 def read_document(directory: Path, name: str) -> dict[str, Any]:
     """Return the fields of a JSON file of a model; none if there is no such file.
 
     Raises:
-        RunError: the file is not JSON, or no object.
+        RunError: the file is not JSON, no object, or too large.
     """
     path = directory / name
     try:
+        if path.stat().st_size > _MAX_DOCUMENT:
+            raise RunError(f"`{path}` has more than {_MAX_DOCUMENT:,} bytes")
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
         return {}

@@ -170,12 +170,13 @@ class TextEncoder:
 class TextModel:
     """A model and its tokenizer, which answer many texts with some batches at once."""
 
-    def __init__(self, directory: Path, output: str, *, threads: int = 0) -> None:
+    def __init__(self, directory: Path, output: str, *, rank: int, threads: int = 0) -> None:
         """Load both.
 
         Args:
             directory: of the model.
             output: the one that is wanted.
+            rank: how many dimensions that has: 2 for something of texts, 3 of their tokens.
             threads: how many to compute with; 0 is one for each core that it may use.
 
         Raises:
@@ -187,6 +188,10 @@ class TextModel:
         required = [spec.name for spec in self.model.inputs if not spec.is_optional]
         self.encoder = TextEncoder(directory, required)
         (self.spec,) = (spec for spec in self.model.outputs if spec.name == output)
+        self._rank = rank
+        if len(self.spec.dims) != rank or self.spec.dtype is None or self.spec.dtype.kind != "f":
+            what = "of texts" if rank == 2 else "of tokens"
+            raise RunError(f"the model's output is not numbers {what}: {self.spec}")
 
     def compute(
         self,
@@ -209,6 +214,10 @@ class TextModel:
 
         def compute(batch: Batch) -> None:
             found: Any = self.model.compute(batch.feeds, [self.output])[0]
+            expected = batch.feeds[_IDS].shape[: self._rank - 1]
+            if found.shape[:-1] != expected:
+                shape = f"{list(found.shape)} for tokens {list(batch.feeds[_IDS].shape)}"
+                raise RunError(f"the model's output has the shape {shape}")
             is_number = np.isfinite(found).reshape(len(found), -1).all(axis=1)
             if not is_number.all():
                 text = batch.rows[int(np.argmin(is_number))] + 1
