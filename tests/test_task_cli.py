@@ -183,6 +183,7 @@ def test_a_tagger_and_a_filler_answer_too(weightpkg: Weightpkg) -> None:
         (["gaps", "no gap"], b"", 9, "text 1 has 0 gaps"),
         (["vectors", "a"], b"", 9, "weightpkg embed"),
         (["adder", "a"], b"", 9, "it takes arrays"),
+        (["adder"], b"", 9, "it takes arrays"),
         (["adder", "--input", "x"], b"", 2, "is not NAME=VALUE"),
         (["adder", "--input", "y=[[1, 2]]"], b"", 9, "no input `y`"),
         (["adder", "--input", "x=[[1, 2]]"], b"", 9, "input `state` is missing"),

@@ -47,9 +47,9 @@ def answer(
         RunError: there is no text, or the model fails.
         UsageError: the model needs something else.
     """
-    if text is None:
+    if text is None and model.task not in {"tensors", "feature-extraction"}:
         raise click.UsageError("the model needs a text or a picture, and does not chat")
-    texts = [text] if prompt is not None else text.splitlines()
+    texts = [prompt] if prompt is not None else (text or "").splitlines()
     answers = _answers(model, texts, progress)
     if as_json:
         print_json([[each.as_json() for each in some] for some in answers])
