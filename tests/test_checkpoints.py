@@ -576,7 +576,7 @@ def test_a_head_that_is_written_though_tied_must_be_the_embedding(tmp_path: Path
         ("bert", {"type_vocab_size": 3}, TensorMismatchError, "has shape"),
         ("roberta", {"pad_token_id": 49}, UnsupportedArchitectureError, "no position is left"),
         ("roberta", {"pad_token_id": -1}, UnsupportedArchitectureError, "no position is left"),
-        ("roberta", {"architectures": ["RobertaForSequenceClassification"]}, UnsupportedArchitectureError, "`architectures`"),
+        ("roberta", {"architectures": ["RobertaForMultipleChoice"]}, UnsupportedArchitectureError, "`architectures`"),
         ("roberta", {"position_embedding_type": "relative_key"}, UnsupportedArchitectureError, "`position_embedding_type`"),
         ("roberta", {"num_attention_heads": 5}, UnsupportedArchitectureError, "not a multiple"),
         ("roberta", {"type_vocab_size": 2}, TensorMismatchError, "has shape"),

@@ -164,6 +164,6 @@ def test_load_answers_and_refuses_to_install_if_told(settings: Settings) -> None
     with pytest.raises(NotInstalledError) as caught:
         load("tiny", allow_install=False, settings=settings)
     assert caught.value.hint == "weightpkg install tiny-q4"
-    with load("tiny", settings=settings, threads=1) as model:
+    with load("tiny", task="text-generation", settings=settings, threads=1) as model:
         assert len(model.generate("the sky", max_tokens=5).tokens) <= 5
     load("tiny", allow_install=False, settings=settings).close()

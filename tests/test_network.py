@@ -91,7 +91,7 @@ def test_a_base_model_continues_a_text(home: Path) -> None:
 def test_a_base_model_continues_texts_as_llama_cpp_does(home: Path) -> None:
     """Against the golden file of scripts/make_golden_continuations.py."""
     golden = json.loads((Path(__file__).parent / "data" / "continuations.json").read_text())
-    with load("gemma3-270m-q4", settings=settings(home)) as model:
+    with load("gemma3-270m-q4", task="text-generation", settings=settings(home)) as model:
         ours = [model.generate(each["prompt"], max_tokens=16).tokens for each in golden]
     same = [list(mine) == each["tokens"][:16] for mine, each in zip(ours, golden, strict=True)]
     assert (len(same), sum(same) >= 8) == (10, True)

@@ -193,7 +193,7 @@ def test_another_converter_s_tree_is_not_compared(
 def test_a_role_is_what_the_lockfile_says(project: Project, settings: Settings) -> None:
     with pytest.raises(NotInstalledError):
         api.path("chat", settings=settings)
-    with api.load("chat", settings=settings) as model:
+    with api.load("chat", task="text-generation", settings=settings) as model:
         assert model.generate("a", max_tokens=2).tokens
     directory = api.path("chat", settings=settings)
     assert api.path("tiny-q4", settings=settings) == directory

@@ -15,15 +15,50 @@ if TYPE_CHECKING:
     from weightpkg.errors import WeightpkgError
     from weightpkg.run.model import Answer, Model, Stream
     from weightpkg.run.sampling import Sampling
+    from weightpkg.run.tasks.classification import Classifier
+    from weightpkg.run.tasks.embedding import Embedder
+    from weightpkg.run.tasks.filling import Filler, Filling
+    from weightpkg.run.tasks.images import ImageClassifier
+    from weightpkg.run.tasks.labels import Label
+    from weightpkg.run.tasks.tagging import Span, Tagger
+    from weightpkg.run.tasks.tensors import TensorModel, TensorSpec
 
 __version__ = "0.1.0"
-__all__ = ["Answer", "Model", "Sampling", "Stream", "WeightpkgError", "load", "path"]
+__all__ = [
+    "Answer",
+    "Classifier",
+    "Embedder",
+    "Filler",
+    "Filling",
+    "ImageClassifier",
+    "Label",
+    "Model",
+    "Sampling",
+    "Span",
+    "Stream",
+    "Tagger",
+    "TensorModel",
+    "TensorSpec",
+    "WeightpkgError",
+    "load",
+    "path",
+]
 
 _MODULES = {
     "Answer": "weightpkg.run.model",
+    "Classifier": "weightpkg.run.tasks.classification",
+    "Embedder": "weightpkg.run.tasks.embedding",
+    "Filler": "weightpkg.run.tasks.filling",
+    "Filling": "weightpkg.run.tasks.filling",
+    "ImageClassifier": "weightpkg.run.tasks.images",
+    "Label": "weightpkg.run.tasks.labels",
     "Model": "weightpkg.run.model",
     "Sampling": "weightpkg.run.sampling",
+    "Span": "weightpkg.run.tasks.tagging",
     "Stream": "weightpkg.run.model",
+    "Tagger": "weightpkg.run.tasks.tagging",
+    "TensorModel": "weightpkg.run.tasks.tensors",
+    "TensorSpec": "weightpkg.run.tasks.tensors",
     "WeightpkgError": "weightpkg.errors",
     "load": "weightpkg.api",
     "path": "weightpkg.api",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, overload
 
 from weightpkg import seals
 from weightpkg.errors import (
@@ -39,6 +39,13 @@ from weightpkg.syncing import check_tree, find_record, plan_sync, sync
 
 if TYPE_CHECKING:
     from weightpkg.run.model import Model
+    from weightpkg.run.tasks.classification import Classifier
+    from weightpkg.run.tasks.embedding import Embedder
+    from weightpkg.run.tasks.filling import Filler
+    from weightpkg.run.tasks.images import ImageClassifier
+    from weightpkg.run.tasks.opening import AnyModel, Task
+    from weightpkg.run.tasks.tagging import Tagger
+    from weightpkg.run.tasks.tensors import TensorModel
 
 
 def path(name: str, *, settings: Settings | None = None) -> Path:
@@ -213,19 +220,102 @@ def ensure_locked(name: str, project: Project, settings: Settings, progress: Pro
     return record
 
 
+@overload
 def load(
     name: str,
     *,
+    task: Literal["text-generation"],
+    allow_install: bool = ...,
+    threads: int = ...,
+    settings: Settings | None = ...,
+    progress: Progress | None = ...,
+) -> Model: ...
+@overload
+def load(
+    name: str,
+    *,
+    task: Literal["feature-extraction"],
+    allow_install: bool = ...,
+    threads: int = ...,
+    settings: Settings | None = ...,
+    progress: Progress | None = ...,
+) -> Embedder: ...
+@overload
+def load(
+    name: str,
+    *,
+    task: Literal["text-classification"],
+    allow_install: bool = ...,
+    threads: int = ...,
+    settings: Settings | None = ...,
+    progress: Progress | None = ...,
+) -> Classifier: ...
+@overload
+def load(
+    name: str,
+    *,
+    task: Literal["token-classification"],
+    allow_install: bool = ...,
+    threads: int = ...,
+    settings: Settings | None = ...,
+    progress: Progress | None = ...,
+) -> Tagger: ...
+@overload
+def load(
+    name: str,
+    *,
+    task: Literal["fill-mask"],
+    allow_install: bool = ...,
+    threads: int = ...,
+    settings: Settings | None = ...,
+    progress: Progress | None = ...,
+) -> Filler: ...
+@overload
+def load(
+    name: str,
+    *,
+    task: Literal["image-classification"],
+    allow_install: bool = ...,
+    threads: int = ...,
+    settings: Settings | None = ...,
+    progress: Progress | None = ...,
+) -> ImageClassifier: ...
+@overload
+def load(
+    name: str,
+    *,
+    task: Literal["tensors"],
+    allow_install: bool = ...,
+    threads: int = ...,
+    settings: Settings | None = ...,
+    progress: Progress | None = ...,
+) -> TensorModel: ...
+@overload
+def load(
+    name: str,
+    *,
+    task: Task | None = ...,
+    allow_install: bool = ...,
+    threads: int = ...,
+    settings: Settings | None = ...,
+    progress: Progress | None = ...,
+) -> AnyModel: ...
+def load(
+    name: str,
+    *,
+    task: Task | None = None,
     allow_install: bool = True,
     threads: int = 0,
     settings: Settings | None = None,
     progress: Progress | None = None,
-) -> Model:
-    """Load a model, ready to answer; it is not collected while it is loaded.
+) -> AnyModel:
+    """Load a model, ready to answer, as the class of its task; it is not collected meanwhile.
 
     Args:
         name: a role or a package of the project; elsewhere a requirement, such as
             `smollm2-135m-q4`, or a direct reference.
+        task: what it is to do; what it is for if not given. A type checker knows what is returned
+            where it is.
         allow_install: install it if it is not there.
         threads: how many to compute with; 0 is one for each physical core.
         settings: where things are, if not where the environment says.
@@ -248,8 +338,8 @@ def load(
         with suppress(StoreError):  # whoever cannot write to a store cannot collect it either
             stack.enter_context(store.lease(directory.name))
         store.note_use(installed, time.time())
-        from weightpkg.run.model import Model  # noqa: PLC0415  needs onnxruntime
+        from weightpkg.run.tasks.opening import open_model  # noqa: PLC0415  needs onnxruntime
 
-        model = Model(directory, threads=threads)
+        model = open_model(directory, task=task, threads=threads)
         model.hold(stack.pop_all())
         return model

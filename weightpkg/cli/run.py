@@ -11,6 +11,8 @@ from weightpkg.api import load
 from weightpkg.cli.chat import chat
 from weightpkg.cli.console import make_progress, print_json
 from weightpkg.cli.mirroring import mirror_options, settings_with
+from weightpkg.cli.tasks import answer, feed
+from weightpkg.cli.texts import read_stdin
 from weightpkg.run.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 @click.option("--repeat-penalty", default=1.0, show_default=True, help="Above 1: repeat less.")
 @click.option("--seed", type=click.IntRange(0), help="Draw the same tokens each time.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without a template.")
+@click.option("--input", "inputs", multiple=True, metavar="NAME=VALUE", help="Feed an input: .npy, .json, JSON, zeros; or a .npz.")  # fmt: skip
+@click.option("--output", "outputs", multiple=True, metavar="NAME[=FILE]", help="Only this output, perhaps to a .npy or .json.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(0), default=0, help="0 for each physical core.")
 @click.option("--no-install", is_flag=True, help="Fail if the model is not installed.")
 @mirror_options
@@ -50,6 +54,8 @@ def command(
     repeat_penalty: float,
     seed: int | None,
     raw: bool,
+    inputs: tuple[str, ...],
+    outputs: tuple[str, ...],
     threads: int,
     no_install: bool,
     mirror: str | None,
@@ -57,13 +63,29 @@ def command(
     as_json: bool,
     verbose: bool,
 ) -> None:
-    """Run a model: answer PROMPT, or chat.
+    """Run a model: answer PROMPT, or chat; or what else it is for.
 
     NAME is installed if it is not; in a project, it is a role or a package of weights.lock. Without a PROMPT, standard input is the prompt, or, on a
     terminal, a chat begins: Ctrl-C stops an answer, /exit ends it.
+
+    A classifier labels PROMPT, or each line of standard input; one of pictures takes a file's name.
+    Any model takes arrays by --input, as `weightpkg show NAME` says them.
     """
+    progress = make_progress(quiet=quiet)
+    settings = settings_with(mirror, is_only=mirror_only)
+    if inputs or outputs:
+        with load(
+            name,
+            task="tensors",
+            allow_install=not no_install,
+            threads=threads,
+            settings=settings,
+            progress=progress,
+        ) as tensors:
+            feed(tensors, inputs, outputs, as_json=as_json)
+        return
     is_chat = prompt is None and sys.stdin.isatty()
-    text = prompt if prompt is not None or is_chat else sys.stdin.read()
+    text = prompt if prompt is not None or is_chat else read_stdin()
     try:
         sampling = Sampling(
             temperature=temperature,
@@ -75,8 +97,6 @@ def command(
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    progress = make_progress(quiet=quiet)
-    settings = settings_with(mirror, is_only=mirror_only)
     with load(
         name,
         allow_install=not no_install,
@@ -84,6 +104,9 @@ def command(
         settings=settings,
         progress=progress,
     ) as model:
+        if model.task != "text-generation":
+            answer(model, prompt, text, progress, as_json=as_json)
+            return
         if text is None:
             chat(model, system=system, max_tokens=max_tokens, sampling=sampling)
             return

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from weightpkg.cli.console import format_size, print_json
+from weightpkg.errors import RunError
 from weightpkg.footprint import needs_of
 from weightpkg.memory import Need
 from weightpkg.package import Model, Release, Variant
 from weightpkg.requirement import Requirement
 from weightpkg.resolve import resolve
 from weightpkg.settings import Settings
-from weightpkg.store import Installed
+from weightpkg.store import Installed, Store
+
+if TYPE_CHECKING:
+    from weightpkg.run.tasks.tensors import TensorSpec
 
 
 @click.command("show")
@@ -30,10 +35,13 @@ def command(name: str, context: int | None, as_json: bool) -> None:
         click.echo(f"note: {note}", err=True)
     records = [r for r in settings.store().installed() if r.name == model.normalized_name]
     needs = needs_of(model, settings.store(), context)
+    tensors = _tensors(model, records, settings.store())
     if as_json:
-        print_json(_as_json(model, records) | {"memory": _needs_json(needs)})
+        about = {"memory": _needs_json(needs), "tensors": _tensors_json(tensors)}
+        print_json(_as_json(model, records) | about)
     else:
-        click.echo("\n".join([*_lines(model, records), *_need_lines(needs)]))
+        lines = (*_lines(model, records), *_need_lines(needs), *_tensor_lines(tensors))
+        click.echo("\n".join(lines))
 
 
 def _alias_notes(requirement: Requirement, model: Model) -> Iterator[str]:
@@ -69,6 +77,47 @@ def _need_lines(needs: Mapping[str, Need]) -> Iterator[str]:
         context = f" with {need.context:,} tokens" if need.context else ""
         about = "" if need.basis == "installed" else "about "
         yield f"  {name}: {about}{format_size(need.total)}{context}"
+
+
+def _tensors(
+    model: Model, records: list[Installed], store: Store
+) -> dict[str, tuple[Sequence[TensorSpec], Sequence[TensorSpec]]]:
+    """What each installed variant takes and gives; of those that write text, which is not by arrays."""
+    if model.task == "text-generation":
+        return {}
+    from weightpkg.run.tasks.tensors import signature
+
+    found: dict[str, tuple[Sequence[TensorSpec], Sequence[TensorSpec]]] = {}
+    for record in records:
+        directory = store.model(record.conversion) if record.conversion else None
+        if directory is not None:
+            try:
+                found[record.full_name] = signature(directory)
+            except RunError as error:
+                click.echo(f"note: {error.message}", err=True)
+    return found
+
+
+def _tensor_lines(
+    tensors: Mapping[str, tuple[Sequence[TensorSpec], Sequence[TensorSpec]]],
+) -> Iterator[str]:
+    for name, (inputs, outputs) in tensors.items():
+        yield f"{name} takes (`weightpkg run {name} --input NAME=VALUE`):"
+        yield from (f"  {spec}" for spec in inputs)
+        yield "and gives:"
+        yield from (f"  {spec}" for spec in outputs)
+
+
+def _tensors_json(
+    tensors: Mapping[str, tuple[Sequence[TensorSpec], Sequence[TensorSpec]]],
+) -> dict[str, object]:
+    return {
+        name: {
+            "inputs": [spec.as_json() for spec in inputs],
+            "outputs": [spec.as_json() for spec in outputs],
+        }
+        for name, (inputs, outputs) in tensors.items()
+    }
 
 
 def _needs_json(needs: Mapping[str, Need]) -> dict[str, object]:

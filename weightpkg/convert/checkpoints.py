@@ -8,14 +8,23 @@ float32.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol, Self, cast, runtime_checkable
 
 from weightpkg.convert import CONVERTER_VERSION, DECODERS, ENCODERS, Job, SourceFile
 from weightpkg.convert.directory import ModelDirectory, OutputFile, Prepared
 from weightpkg.convert.genai import DecoderConfig, genai_config
 from weightpkg.convert.graph import Graph, Value
+from weightpkg.convert.heads import (
+    Head,
+    HeadKind,
+    HeadLayout,
+    add_head,
+    canonical_names,
+    read_head,
+)
 from weightpkg.convert.hf_config import HFConfig
 from weightpkg.convert.hf_tokenizer import read_tokenizer
 from weightpkg.convert.packed import Packing, read_packed
@@ -24,6 +33,7 @@ from weightpkg.convert.pipeline import write_data
 from weightpkg.convert.quantize import quantizer
 from weightpkg.convert.sentence import (
     add_sentence_embedding,
+    is_sentence_model,
     read_max_length,
     read_sentence_head,
 )
@@ -111,6 +121,28 @@ class Encoder(Architecture, Protocol):
         """Add the whole model to the graph; return its last hidden state and attention mask."""
 
 
+@runtime_checkable
+class Headed(Protocol):
+    """What it has as well if checkpoints of it have heads. PREFIX: before the names of the encoder."""
+
+    Config: type[CheckpointEncoderConfig]
+    PREFIX: str
+
+    def head_layout(
+        self, kind: HeadKind, config: CheckpointEncoderConfig, keys: HFConfig, /
+    ) -> HeadLayout:
+        """Return how a head is made."""
+
+
+@dataclass(frozen=True, slots=True)
+class _EncoderHead:
+    """What a checkpoint has on top of its encoder, and the names of all tensors then."""
+
+    head: Head
+    layout: HeadLayout
+    canonical_name: Callable[[str], str | None]
+
+
 @contextmanager
 def prepare(job: Job) -> Iterator[Prepared]:
     """Read a checkpoint as far as it takes to know what its conversion will be.
@@ -129,11 +161,14 @@ def prepare(job: Job) -> Iterator[Prepared]:
     architecture = _architecture(config, kind)
     graph = Graph(kind)
     with checkpoint.open_weights() as tensors:
-        weights = _read_weights(tensors, architecture, read_packing(config))
+        head = _read_head(config, checkpoint, architecture, tensors)
+        weights = _read_weights(tensors, architecture, read_packing(config), head)
         if job.quantization is not None:
             weights = weights.changed(quantizer(job.quantization))
-        build = _build_encoder if kind in ENCODERS else _build_decoder
-        documents = build(graph, checkpoint, config, architecture, weights)
+        if kind in ENCODERS:
+            documents = _build_encoder(graph, checkpoint, config, architecture, weights, head)
+        else:
+            documents = _build_decoder(graph, checkpoint, config, architecture, weights)
         weights.finish()
         source_size = sum(checkpoint.files[name].stat().st_size for name in tensors.files)
         placed = frozenset(graph.locations)
@@ -171,13 +206,34 @@ def _architecture(config: HFConfig, kind: str) -> Architecture:
     return cast("Architecture", module)
 
 
+def _read_head(
+    config: HFConfig,
+    checkpoint: Checkpoint,
+    architecture: Architecture,
+    tensors: SafetensorsCheckpoint,
+) -> _EncoderHead | None:
+    """Read what an encoder has on top; one of words is left out of what makes vectors of texts."""
+    head = read_head(config) if isinstance(architecture, Headed) else None
+    if head is None or (head.kind == "masked" and is_sentence_model(checkpoint)):
+        return None
+    headed = cast("Headed", architecture)
+    layout = headed.head_layout(head.kind, headed.Config.from_hf(config), config)
+    names = canonical_names(layout, headed.PREFIX, architecture.canonical_name)
+    is_there = not set(layout.tensors()).isdisjoint(map(names, tensors.tensors))
+    return _EncoderHead(head, layout, names) if is_there or head.kind != "masked" else None
+
+
 def _read_weights(
-    tensors: SafetensorsCheckpoint, architecture: Architecture, packing: Packing | None
+    tensors: SafetensorsCheckpoint,
+    architecture: Architecture,
+    packing: Packing | None,
+    head: _EncoderHead | None,
 ) -> Weights:
+    names = architecture.canonical_name if head is None else head.canonical_name
     if packing is None:
-        weights = read_safetensors(tensors, architecture.canonical_name)
+        weights = read_safetensors(tensors, names)
     else:
-        weights = read_packed(tensors, architecture.canonical_name, packing)
+        weights = read_packed(tensors, names, packing)
     if isinstance(architecture, Rearranging):
         return weights.changed(architecture.canonical_weight)
     return architecture.unstacked(weights) if isinstance(architecture, Stacking) else weights
@@ -218,8 +274,9 @@ def _build_encoder(
     config: HFConfig,
     architecture: Architecture,
     weights: Weights,
+    top: _EncoderHead | None,
 ) -> dict[str, bytes]:
-    """Add the model to the graph, with what makes one vector of a text if the checkpoint says so."""
+    """Add the model to the graph, with its head, or with what makes one vector of a text."""
     encoder = cast("Encoder", architecture)
     sizes = encoder.Config.from_hf(config)
     head = read_sentence_head(checkpoint, sizes.hidden_size)
@@ -228,7 +285,11 @@ def _build_encoder(
     x, mask = encoder.build(graph, weights, sizes)
     if head is not None:
         add_sentence_embedding(graph, x, mask, head)
-    return tokenizer.files()
+    if top is None:
+        return tokenizer.files()
+    add_head(graph, (x, mask), weights, top.head, top.layout, (sizes.hidden_size, sizes.vocab_size))
+    document = top.head.document(config.get("model_type", str))
+    return {**tokenizer.files(), "config.json": document}
 
 
 def _row(kind: str, source: SourceFile, *, is_placed: bool) -> dict[str, object]:

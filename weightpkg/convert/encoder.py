@@ -14,6 +14,7 @@ from onnx import TensorProto
 
 from weightpkg.convert import blocks, rotary
 from weightpkg.convert.graph import Graph, Value
+from weightpkg.tensor import BlockLayout
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -84,6 +85,16 @@ def table(graph: Graph, weights: Weights, name: str, shape: tuple[int, int]) -> 
     """Promise a matrix whose rows are looked up."""
     weight = weights.take(name, shape)
     return blocks.add_matrix(graph, weight.name, [weight])
+
+
+def table_again(graph: Graph, weights: Weights, name: str, shape: tuple[int, int]) -> blocks.Matrix:
+    """Return the matrix that `table` promised under this name, for a product by it."""
+    weight = weights.take(name, shape)
+    parts = [graph.find_external(weight.name + end) for end in ("", ".1", ".2")]
+    q, scale, offset = parts
+    assert q is not None  # noqa: S101  the encoder has its words
+    layout = weight.layout if isinstance(weight.layout, BlockLayout) else None
+    return blocks.Matrix(shape, layout, q, scale, offset)
 
 
 def positions(graph: Graph, ids: Value) -> Value:

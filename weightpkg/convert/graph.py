@@ -101,6 +101,7 @@ class Graph:
         self._names: Counter[str] = Counter()
         self._data_size = 0
         self._locations: set[str] = set()
+        self._externals: dict[str, External] = {}
 
     def input(self, name: str, dtype: type[np.generic], shape: Sequence[Dim]) -> Value:
         """Declare an input of the model."""
@@ -201,7 +202,12 @@ class Graph:
         self._add_external(value, tensor, external)
         return value
 
+    def find_external(self, name: str) -> External | None:
+        """Return an external tensor by its name in the graph, None if there is none."""
+        return self._externals.get(name)
+
     def _add_external(self, value: Value, tensor: Tensor, external: External) -> None:
+        self._externals.setdefault(value, external)
         proto = TensorProto(
             name=value,
             data_type=_ELEMENT_TYPES[tensor.dtype],

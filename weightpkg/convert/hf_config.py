@@ -129,6 +129,13 @@ class HFConfig:
             raise self._misread(key, "a list of strings")
         return found
 
+    def table(self, key: str) -> dict[str, JSON]:
+        """Return an object as it is, empty if it is not there; errors as `group`."""
+        value = self._value(key, {}, "an object")
+        if not isinstance(value, dict):
+            raise self._misread(key, "an object")
+        return value
+
     def group(self, key: str) -> HFConfig | None:
         """Return an object within this one, to be finished by itself; None if it is not there.
 

@@ -41,7 +41,8 @@ _TINY = np.finfo(np.float32).tiny
 # Few bytes and much harm: a token's own vector, and which token comes next.
 _EIGHT_BITS = re.compile(r"(.*\.)?(embed_tokens|word_embeddings|wte)\.weight|lm_head\.weight")
 _DENSE = re.compile(
-    r".*\.((position|token_type)_embeddings|wpe|mlp\.(gate|router))\.weight",
+    r".*\.((position|token_type)_embeddings|wpe|mlp\.(gate|router))\.weight"
+    r"|classifier(\.out_proj)?\.weight",
 )
 
 

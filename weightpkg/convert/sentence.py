@@ -46,6 +46,11 @@ class SentenceHead:
     width: int
 
 
+def is_sentence_model(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint says how the vector of a text is made."""
+    return _MODULES in checkpoint
+
+
 def read_sentence_head(checkpoint: Checkpoint, width: int) -> SentenceHead | None:
     """Read `modules.json` and what it names; None if the checkpoint has no such file.
 
@@ -57,7 +62,7 @@ def read_sentence_head(checkpoint: Checkpoint, width: int) -> SentenceHead | Non
         CheckpointError: a file is missing or malformed.
         UnsupportedArchitectureError: a step that is not known.
     """
-    if _MODULES not in checkpoint:
+    if not is_sentence_model(checkpoint):
         return None
     steps = _read_modules(checkpoint)
     kinds = [kind for kind, _ in steps]
@@ -144,7 +149,7 @@ def add_sentence_embedding(graph: Graph, x: Value, mask: Value, head: SentenceHe
     graph.output(y, np.float32, ("batch_size", head.width))
 
 
-def _mean(graph: Graph, x: Value, mask: Value) -> Value:
+def mean_of_tokens(graph: Graph, x: Value, mask: Value) -> Value:
     """The mean over the tokens that are not padding."""
     return graph.op("Div", _weighted_sum(graph, x, _as_column(graph, mask)))[0]
 
@@ -217,7 +222,7 @@ _POOLINGS: dict[str, Callable[[Graph, Value, Value], Value]] = {
     "cls": _cls,
     "lasttoken": _last,
     "max": _max,
-    "mean": _mean,
+    "mean": mean_of_tokens,
     "mean_sqrt_len_tokens": _mean_by_root,
     "weightedmean": _weighted_mean,
 }

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from tokenizers import Tokenizer
 
@@ -58,6 +58,8 @@ class Model:
     >>> model = weightpkg.load("smollm2-135m-q4")                        # doctest: +SKIP
     >>> print(model.chat([{"role": "user", "content": "Hello!"}]))       # doctest: +SKIP
     """
+
+    task: Literal["text-generation"] = "text-generation"
 
     def __init__(self, directory: Path, *, threads: int = 0) -> None:
         """Load a model directory.

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from weightpkg.convert import blocks, encoder, hyperparameters
+from weightpkg.convert.heads import HeadKind, HeadLayout
 from weightpkg.convert.hf_config import HFConfig, check_sizes
 from weightpkg.convert.hyperparameters import Hyperparameters, embedding_rows, segment_rows
 from weightpkg.convert.weights import expand_names
@@ -24,8 +25,12 @@ if TYPE_CHECKING:
     from weightpkg.convert.graph import Graph, Value
     from weightpkg.convert.weights import Weights
     from weightpkg.formats.gguf import GGUFFile
+    from weightpkg.formats.json_text import JSON
 
 _UNUSED = re.compile(r"embeddings\.position_ids|pooler\..*|cls\..*")
+HEADED: list[JSON] = [["BertForSequenceClassification"], ["BertForTokenClassification"]]
+PREFIX = "bert."
+WORDS = "embeddings.word_embeddings.weight"
 _OLD_NAMES = {"gamma": "weight", "beta": "bias"}
 
 
@@ -51,7 +56,9 @@ class Config:
             CheckpointError: a key is missing or of the wrong type.
             UnsupportedArchitectureError: a key changes the mathematics in a way not known here.
         """
-        config.expect("architectures", ["BertModel"], ["BertForMaskedLM"], ["BertForPreTraining"])
+        config.expect(
+            "architectures", ["BertModel"], ["BertForMaskedLM"], ["BertForPreTraining"], *HEADED
+        )
         config.expect("hidden_act", *encoder.ACTIVATIONS)
         config.expect("position_embedding_type", "absolute")
         found = cls(
@@ -111,6 +118,26 @@ def canonical_name(name: str) -> str | None:
     stem, _, last = name.rpartition(".")
     name = f"{stem}.{_OLD_NAMES.get(last, last)}"
     return None if _UNUSED.fullmatch(name) else name
+
+
+def head_layout(kind: HeadKind, config: Config, keys: HFConfig) -> HeadLayout:
+    """Return how a head is made: that of a text is on the pooler."""
+    if kind == "token":
+        return HeadLayout(output="classifier", output_bias="classifier.bias")
+    if kind == "sequence":
+        return HeadLayout(
+            dense="pooler.dense", output="classifier", output_bias="classifier.bias", pooling="cls"
+        )
+    tied = keys.get("tie_word_embeddings", bool, default=True)
+    return HeadLayout(
+        dense="cls.predictions.transform.dense",
+        activation=config.hidden_act,
+        norm="cls.predictions.transform.LayerNorm",
+        epsilon=config.layer_norm_eps,
+        output="cls.predictions.decoder",
+        output_bias="cls.predictions.bias",
+        tied=WORDS if tied else None,
+    )
 
 
 _GGUF_NAMES = {

@@ -12,14 +12,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from weightpkg.convert import blocks, encoder
+from weightpkg.convert.heads import HeadKind, HeadLayout
 from weightpkg.convert.hf_config import HFConfig, check_sizes
 
 if TYPE_CHECKING:
     from weightpkg.convert.graph import Graph, Value
     from weightpkg.convert.weights import Weights
+    from weightpkg.formats.json_text import JSON
 
 _EPSILON = 1e-12  # written into transformers' code
 _UNUSED = re.compile(r"embeddings\.position_ids|vocab_(transform|layer_norm|projector)\..*")
+HEADED: list[JSON] = [
+    ["DistilBertForSequenceClassification"],
+    ["DistilBertForTokenClassification"],
+]
+PREFIX = "distilbert."
+WORDS = "embeddings.word_embeddings.weight"
 _LAYER = re.compile(r"transformer\.layer\.(\d+)\.(.+)\.(weight|bias)")
 _LAYER_NAMES = {
     "attention.q_lin": "attention.self.query",
@@ -55,7 +63,7 @@ class Config:
             CheckpointError: a key is missing or of the wrong type.
             UnsupportedArchitectureError: a key changes the mathematics in a way not known here.
         """
-        config.expect("architectures", ["DistilBertModel"], ["DistilBertForMaskedLM"])
+        config.expect("architectures", ["DistilBertModel"], ["DistilBertForMaskedLM"], *HEADED)
         config.expect("activation", *encoder.ACTIVATIONS)
         found = cls(
             vocab_size=config.get("vocab_size", int),
@@ -89,6 +97,30 @@ def canonical_name(name: str) -> str | None:
         i, part, last = found.groups()
         return f"encoder.layer.{i}.{_LAYER_NAMES.get(part, part)}.{last}"
     return None if _UNUSED.fullmatch(name) else name
+
+
+def head_layout(kind: HeadKind, config: Config, keys: HFConfig) -> HeadLayout:
+    """Return how a head is made."""
+    if kind == "token":
+        return HeadLayout(output="classifier", output_bias="classifier.bias")
+    if kind == "sequence":
+        return HeadLayout(
+            dense="pre_classifier",
+            activation="relu",
+            output="classifier",
+            output_bias="classifier.bias",
+            pooling="cls",
+        )
+    tied = keys.get("tie_word_embeddings", bool, default=True)
+    return HeadLayout(
+        dense="vocab_transform",
+        activation=config.hidden_act,
+        norm="vocab_layer_norm",
+        epsilon=config.layer_norm_eps,
+        output="vocab_projector",
+        output_bias="vocab_projector.bias",
+        tied=WORDS if tied else None,
+    )
 
 
 def build(graph: Graph, weights: Weights, config: Config) -> tuple[Value, Value]:

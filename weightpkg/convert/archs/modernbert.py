@@ -9,17 +9,19 @@ https://github.com/huggingface/transformers/blob/v4.57.0/src/transformers/models
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from weightpkg.convert import blocks, encoder, rope, rotary
+from weightpkg.convert.heads import HeadKind, HeadLayout, check_activation
 from weightpkg.convert.hf_config import HFConfig, check_sizes
 
 if TYPE_CHECKING:
     from weightpkg.convert.graph import Graph, Value
     from weightpkg.convert.weights import Weight, Weights
+    from weightpkg.formats.json_text import JSON
 
 _ACTIVATIONS = {
     "gelu": blocks.gelu,
@@ -27,6 +29,14 @@ _ACTIVATIONS = {
     "gelu_pytorch_tanh": blocks.gelu_tanh,
 }
 _UNUSED = re.compile(r"(head|decoder)\..*|rotary_emb\..*")
+_ARCHITECTURES: list[JSON] = [
+    ["ModernBertModel"],
+    ["ModernBertForMaskedLM"],
+    ["ModernBertForSequenceClassification"],
+    ["ModernBertForTokenClassification"],
+]
+PREFIX = "model."
+WORDS = "embeddings.tok_embeddings.weight"
 _GLOBAL, _LOCAL = "full_attention", "sliding_attention"
 
 # Of the head, of training, or of how other libraries compute; `layer_norm_eps` has no effect.
@@ -65,7 +75,7 @@ class Config:
             CheckpointError: a key is missing or of the wrong type.
             UnsupportedArchitectureError: a key changes the mathematics in a way not known here.
         """
-        config.expect("architectures", ["ModernBertModel"], ["ModernBertForMaskedLM"])
+        config.expect("architectures", *_ARCHITECTURES)
         config.expect("hidden_activation", *_ACTIVATIONS)
         config.expect("position_embedding_type", "absolute", "rope")  # without effect
         config.expect("tie_word_embeddings", True, False)  # of a head that is left out
@@ -133,6 +143,33 @@ def canonical_name(name: str) -> str | None:
     """Return a tensor's name without what models with a head put before it; None if it is unused."""
     name = name.removeprefix("model.")
     return None if _UNUSED.fullmatch(name) else name
+
+
+def head_layout(kind: HeadKind, config: Config, keys: HFConfig) -> HeadLayout:
+    """Return how a head is made: all have a dense layer and a norm in common.
+
+    Raises:
+        UnsupportedArchitectureError: a key is not handled.
+    """
+    keys.expect("classifier_pooling", "cls", "mean")
+    pooling = keys.get("classifier_pooling", str, "cls")
+    masked = HeadLayout(
+        dense="head.dense",
+        has_dense_bias=keys.get("classifier_bias", bool, default=False),
+        activation=check_activation(keys, keys.get("classifier_activation", str, "gelu")),
+        norm="head.norm",
+        has_norm_bias=config.norm_bias,
+        epsilon=config.norm_eps,
+        output="decoder",
+        output_bias="decoder.bias" if keys.get("decoder_bias", bool, default=True) else "",
+        tied=WORDS if keys.get("tie_word_embeddings", bool, default=True) else None,
+    )
+    if kind == "masked":
+        return masked
+    labelled = replace(masked, output="classifier", output_bias="classifier.bias", tied=None)
+    if kind == "token":
+        return labelled
+    return replace(labelled, pooling="mean" if pooling == "mean" else "cls")
 
 
 def build(graph: Graph, weights: Weights, config: Config) -> tuple[Value, Value]:

@@ -16,6 +16,7 @@ import numpy as np
 from onnx import TensorProto
 
 from weightpkg.convert import blocks, encoder
+from weightpkg.convert.heads import HeadKind, HeadLayout
 from weightpkg.convert.hf_config import HFConfig, check_sizes
 
 if TYPE_CHECKING:
@@ -28,7 +29,13 @@ _ARCHITECTURES: list[JSON] = [
     ["RobertaForMaskedLM"],
     ["XLMRobertaModel"],
     ["XLMRobertaForMaskedLM"],
+    ["RobertaForSequenceClassification"],
+    ["RobertaForTokenClassification"],
+    ["XLMRobertaForSequenceClassification"],
+    ["XLMRobertaForTokenClassification"],
 ]
+PREFIX = "roberta."
+WORDS = "embeddings.word_embeddings.weight"
 _UNUSED = re.compile(r"embeddings\.position_ids|pooler\..*|lm_head\..*")
 
 
@@ -89,6 +96,29 @@ def canonical_name(name: str) -> str | None:
     """Return a tensor's name without what models with a head put before it; None if it is unused."""
     name = name.removeprefix("roberta.")
     return None if _UNUSED.fullmatch(name) else name
+
+
+def head_layout(kind: HeadKind, config: Config, keys: HFConfig) -> HeadLayout:
+    """Return how a head is made; GELU is the exact one whatever the layers have."""
+    if kind == "token":
+        return HeadLayout(output="classifier", output_bias="classifier.bias")
+    if kind == "sequence":
+        return HeadLayout(
+            dense="classifier.dense",
+            output="classifier.out_proj",
+            output_bias="classifier.out_proj.bias",
+            pooling="cls",
+        )
+    tied = keys.get("tie_word_embeddings", bool, default=True)
+    return HeadLayout(
+        dense="lm_head.dense",
+        activation="gelu",
+        norm="lm_head.layer_norm",
+        epsilon=config.layer_norm_eps,
+        output="lm_head.decoder",
+        output_bias="lm_head.bias",
+        tied=WORDS if tied else None,
+    )
 
 
 def build(graph: Graph, weights: Weights, config: Config) -> tuple[Value, Value]:

@@ -1,0 +1,1 @@
+"""What models are for, beside writing text: one module a task, all on `tensors`."""
