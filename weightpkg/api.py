@@ -35,7 +35,7 @@ from weightpkg.requirement import Requirement, is_name, normalize_name
 from weightpkg.resolve import resolve
 from weightpkg.settings import Settings
 from weightpkg.store import Installed, Store
-from weightpkg.syncing import check_tree, find_record, plan_sync, sync
+from weightpkg.syncing import check_platform, check_tree, find_record, plan_sync, sync
 
 if TYPE_CHECKING:
     from weightpkg.run.model import Model
@@ -154,8 +154,10 @@ def locked_package(name: str, project: Project, progress: Progress) -> LockedPac
         ProjectError: nothing, or not for this platform, or the lockfile does not fit the manifest.
         DocumentError: one of the project's files is not valid.
     """
+    check_platform(project.manifest.platforms)
     lockfile = project.lockfile(progress.note)
-    roles = select(lockfile, this_platform(), [None, *project.manifest.groups])
+    here = this_platform()
+    roles = select(lockfile, here, [None, *project.manifest.groups])
     if is_name(name) and (package := roles.get(normalize_name(name))):
         wants = {w.role: [c.requirement for c in w.choices] for w in project.manifest.wanted}
         rows = [model for model in lockfile.models if model.role == normalize_name(name)]
@@ -168,6 +170,14 @@ def locked_package(name: str, project: Project, progress: Progress) -> LockedPac
     for package in roles.values():
         if is_meant(package, name):
             return package
+    if elsewhere := [
+        m for m in lockfile.models if is_name(name) and m.role == normalize_name(name)
+    ]:
+        where = ", ".join(sorted({one for model in elsewhere for one in model.platforms}))
+        raise ProjectError(
+            f"`{name}` is not locked for {here}, but for {where}",
+            hint="the role's `variants` in the manifest say where it is what; `variant` is for all others",
+        )
     known = ", ".join(f"`{role}`" for role in roles) or "nothing"
     raise ProjectError(
         f"`{name}` is not locked in `{project.root}`, which has {known}",
