@@ -39,9 +39,10 @@ ORDER = [
     "convert.messages", "convert.published", "convert.child_worker", "convert.child",
     "install", "verify", "repair", "settings", "enrolment",
     "seals", "locking", "project", "report", "syncing",
+    "provenance", "publisher", "audit", "bill", "bill_cyclonedx", "bill_spdx",
     "run", "run.template_worker", "run.template", "run.session", "run.batch", "run.sampling", "run.generate",
     "run.model",
-    "api", "", "cli.table", "cli.console", "cli.chat", "cli.agreement", "cli.editing", "cli.names", "cli",
+    "api", "", "cli.table", "cli.console", "cli.chat", "cli.agreement", "cli.editing", "cli.names", "cli.publisher_key", "cli",
 ]  # fmt: skip
 
 # what a part of the package must not import, beside what stands below it
@@ -68,6 +69,10 @@ HEAVY = {
     "tuf",
     "securesystemslib",
     "cryptography",
+    "cyclonedx",
+    "spdx_tools",
+    "packageurl",
+    "model_signing",
 }
 
 

@@ -8,6 +8,7 @@ import click
 
 from weightpkg.cli.agreement import agree
 from weightpkg.cli.console import format_size, make_progress, print_json
+from weightpkg.cli.publisher_key import make_check, publisher_key_option
 from weightpkg.fetch import DEFAULT_JOBS
 from weightpkg.install import Plan, install, plan_install
 from weightpkg.reference import index_of, resolve_any
@@ -29,6 +30,7 @@ from weightpkg.settings import Settings
 @click.option(
     "--accept-license", multiple=True, metavar="ID", help="Agree to a licence beforehand."
 )
+@publisher_key_option
 @click.option("--jobs", type=click.IntRange(1, 64), default=DEFAULT_JOBS, show_default=True)
 @click.option("--timeout", type=click.FloatRange(0.1), help="Seconds that a file may take in all.")
 @click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing.")
@@ -43,6 +45,7 @@ def command(
     exclude: tuple[str, ...],
     find_links: tuple[Path, ...],
     accept_license: tuple[str, ...],
+    publisher_key: Path | None,
     jobs: int,
     timeout: float | None,
     dry_run: bool,
@@ -58,6 +61,7 @@ def command(
     settings = Settings.from_environment()
     store, index, namespaces = settings.store(), settings.index(), settings.namespaces()
     progress = make_progress(quiet=quiet)
+    check = make_check(publisher_key, store, progress)
     with settings.sources(store) as sources:
         find = sources.list_repository
         rules = settings.rules()
@@ -86,7 +90,7 @@ def command(
             sources, store, progress, jobs=jobs, timeout_s=timeout, find_links=find_links
         )
         for plan in [] if dry_run else plans:
-            progress.note(f"installed {install(plan, store, fetcher)}")
+            progress.note(f"installed {install(plan, store, fetcher, check=check)}")
 
 
 def _describe(plan: Plan) -> str:
