@@ -39,7 +39,7 @@ ORDER = [
     "convert.messages", "convert.published", "convert.child_worker", "convert.child",
     "install", "verify", "repair", "settings", "enrolment",
     "seals", "locking", "project", "report", "syncing",
-    "provenance", "publisher", "audit", "bill", "bill_cyclonedx", "bill_spdx",
+    "provenance", "publisher", "audit", "vouching", "bill", "bill_cyclonedx", "bill_spdx",
     "run", "run.template_worker", "run.template", "run.session", "run.batch", "run.sampling", "run.generate",
     "run.model",
     "api", "", "cli.table", "cli.console", "cli.chat", "cli.agreement", "cli.editing", "cli.names", "cli.publisher_key", "cli",

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from weightpkg import seals
 from weightpkg.errors import (
     DocumentError,
+    FetchError,
     IntegrityError,
     LicenseError,
     ModelNotFoundError,
     SignatureError,
     StoreError,
+    TrustError,
 )
 from weightpkg.licences import Acceptance, acceptances, to_accept
 from weightpkg.lockfile import LockedPackage, Lockfile, changed_facts
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
 Level = Literal["error", "warning", "note"]
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 
+_UNREADABLE = (DocumentError, ModelNotFoundError, TrustError, FetchError)
 _COMMIT = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?\Z")
 
 
@@ -162,7 +165,7 @@ def installed(records: Iterable[Installed], indexes: Indexes) -> list[Subject]:
 def _page(package: LockedPackage, indexes: Indexes) -> Model | None:
     try:
         return indexes.model_of(package)
-    except (DocumentError, ModelNotFoundError):
+    except _UNREADABLE:
         return None
 
 
@@ -275,7 +278,7 @@ def _against_index(subject: Subject, indexes: Indexes) -> Iterator[Finding]:
         return
     try:
         indexes.model_of(package)
-    except (DocumentError, ModelNotFoundError) as error:
+    except _UNREADABLE as error:
         yield Finding("warning", "index-unreadable", f"its page cannot be read: {error.message}")
         return
     if model is None or release is None:

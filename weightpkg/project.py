@@ -200,12 +200,18 @@ class Indexes:
             raise NamespaceNotFoundError(name, requirement.name, known, alike=alike)
         return Offer(resolve(replace(requirement, namespace=None), self._indexes[name]), name)
 
+    def index(self, name: NormalizedName) -> Index | None:
+        """The index of a namespace; None where there is none."""
+        return self._indexes.get(name)
+
     def model(self, index: NormalizedName, name: NormalizedName) -> Model:
         """What an index says of a model.
 
         Raises:
             ModelNotFoundError: it has none of that name.
             DocumentError: the model's page is not valid.
+            TrustError: what is signed of it is refused.
+            FetchError: it is not held, and cannot be had.
         """
         return self._indexes[index].model(name)
 

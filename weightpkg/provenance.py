@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING
 from weightpkg import convert, files
 from weightpkg.convert import child
 from weightpkg.document import Table, parse_document
-from weightpkg.errors import ConvertError, DocumentError, FormatError, ModelNotFoundError
+from weightpkg.errors import (
+    ConvertError,
+    DocumentError,
+    FetchError,
+    FormatError,
+    ModelNotFoundError,
+    TrustError,
+)
 from weightpkg.lockfile import DEFAULT_INDEX, LockedPackage
 from weightpkg.package import UNKNOWN, File, Model, Parts, RelativePath, parse_source
 from weightpkg.requirement import NormalizedName
@@ -165,7 +172,7 @@ def _model_with(record: Installed, indexes: Indexes) -> Model | None:
     default = NormalizedName(DEFAULT_INDEX)
     try:
         model = indexes.model(default, record.name)
-    except (DocumentError, ModelNotFoundError):
+    except (DocumentError, ModelNotFoundError, TrustError, FetchError):
         return None
     digests = {file.path: file.sha256 for file in record.files}
     for release in model.releases:

@@ -16,6 +16,7 @@ from weightpkg.manifest import Manifest
 from weightpkg.project import Indexes, find_project, load_lockfile, require_project
 from weightpkg.reference import is_reference, matching
 from weightpkg.settings import Settings
+from weightpkg.vouching import IndexSignatures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -73,7 +74,15 @@ def command(
         else installed(_records(targets, store.installed()), indexes)
     )
     check = make_check(publisher_key, store, progress) if publisher_key else None
-    reports = audit(subjects, indexes, store, progress, policy=manifest.policy, check=check)
+    reports = audit(
+        subjects,
+        indexes,
+        store,
+        progress,
+        policy=manifest.policy,
+        check=check,
+        signatures=IndexSignatures(indexes),
+    )
     if form:
         _note_findings(reports, progress.note)
         time = timestamp or settings.environ.get("SOURCE_DATE_EPOCH")
