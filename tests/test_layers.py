@@ -42,7 +42,7 @@ ORDER = [
     "provenance", "publisher", "audit", "vouching", "bill", "bill_cyclonedx", "bill_spdx",
     "run", "run.template_worker", "run.template", "run.session", "run.batch", "run.sampling", "run.generate",
     "run.model",
-    "api", "", "cli.table", "cli.console", "cli.chat", "cli.agreement", "cli.editing", "cli.names", "cli.publisher_key", "cli",
+    "api", "", "cli.table", "cli.console", "cli.chat", "cli.agreement", "cli.editing", "cli.names", "cli.project_rules", "cli.publisher_key", "cli",
 ]  # fmt: skip
 
 # what a part of the package must not import, beside what stands below it

@@ -29,7 +29,7 @@ from weightpkg.locking import check_policy, select, this_platform
 from weightpkg.package import Resolved
 from weightpkg.progress import Progress, Silence
 from weightpkg.project import Indexes, Project, current_project
-from weightpkg.reference import index_of, is_reference, resolve_any
+from weightpkg.reference import index_of, is_reference, notes_of, resolve_any
 from weightpkg.report import is_meant
 from weightpkg.requirement import Requirement, is_name, normalize_name
 from weightpkg.resolve import resolve
@@ -39,6 +39,9 @@ from weightpkg.syncing import check_platform, check_tree, find_record, plan_sync
 
 if TYPE_CHECKING:
     from weightpkg.run.model import Model
+
+
+_SILENCE = Silence()
 
 
 def path(name: str, *, settings: Settings | None = None) -> Path:
@@ -63,8 +66,10 @@ def path(name: str, *, settings: Settings | None = None) -> Path:
     return _directory(store, find_installed(name, settings, store))
 
 
-def find_installed(name: str, settings: Settings, store: Store) -> Installed:
-    """Return the record of an installed model.
+def find_installed(
+    name: str, settings: Settings, store: Store, progress: Progress = _SILENCE
+) -> Installed:
+    """Return the record of an installed model; `progress` is told what the name led to.
 
     Raises:
         ResolutionError: there is no such model, or it is not installed.
@@ -85,6 +90,8 @@ def find_installed(name: str, settings: Settings, store: Store) -> Installed:
             if record.reference and record.full_name == requirement.name:
                 return record
         raise
+    for note in notes_of(name, resolved.model):
+        progress.note(f"note: {note}")
     installed = store.find(
         resolved.model.normalized_name, resolved.variant.name, resolved.release.version
     )
@@ -131,7 +138,7 @@ def _ensure(name: str, settings: Settings, store: Store, progress: Progress) -> 
     if project is not None:
         return ensure_locked(name, project, settings, progress)
     with suppress(NotInstalledError):
-        installed = find_installed(name, settings, store)
+        installed = find_installed(name, settings, store, progress)
         if installed.conversion and store.model(installed.conversion):
             return installed
     with settings.sources(store) as sources:
@@ -253,7 +260,7 @@ def load(
         elif project is not None:
             installed = locked_record(name, project, settings, progress)
         else:
-            installed = find_installed(name, settings, store)
+            installed = find_installed(name, settings, store, progress)
         directory = _directory(store, installed)
         with suppress(StoreError):  # whoever cannot write to a store cannot collect it either
             stack.enter_context(store.lease(directory.name))

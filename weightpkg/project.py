@@ -200,6 +200,10 @@ class Indexes:
             raise NamespaceNotFoundError(name, requirement.name, known, alike=alike)
         return Offer(resolve(replace(requirement, namespace=None), self._indexes[name]), name)
 
+    def namespaces(self) -> dict[NormalizedName, Index]:
+        """The indexes that have a prefix."""
+        return {name: index for name, index in self._indexes.items() if name != _DEFAULT}
+
     def index(self, name: NormalizedName) -> Index | None:
         """The index of a namespace; None where there is none."""
         return self._indexes.get(name)

@@ -8,10 +8,11 @@ import click
 
 from weightpkg.cli.agreement import agree
 from weightpkg.cli.console import format_size, make_progress, print_json
+from weightpkg.cli.project_rules import project_rules
 from weightpkg.cli.publisher_key import make_check, publisher_key_option
 from weightpkg.fetch import DEFAULT_JOBS
 from weightpkg.install import Plan, install, plan_install
-from weightpkg.reference import index_of, resolve_any
+from weightpkg.reference import index_of, notes_of, resolve_any
 from weightpkg.settings import Settings
 
 
@@ -55,11 +56,12 @@ def command(
 
     NAME is a model's name, with or without a variant and a version: smollm2-135m,
     smollm2-135m-q4, "smollm2-135m-q4>=1.0"; or a source: hf:ORG/REPO@REVISION/FILE, hf:ORG/REPO,
-    https://HOST/FILE, ./FILE. Of a repository that has a checkpoint of safetensors, only that is
+    https://HOST/FILE, ./FILE. In a project, its license policy and its namespaces hold. Of a repository that has a checkpoint of safetensors, only that is
     fetched, unless --include says otherwise. A broken download goes on where it stopped.
     """
     settings = Settings.from_environment()
-    store, index, namespaces = settings.store(), settings.index(), settings.namespaces()
+    store, index = settings.store(), settings.index()
+    policy, namespaces = project_rules(settings)
     progress = make_progress(quiet=quiet)
     check = make_check(publisher_key, store, progress)
     with settings.sources(store) as sources:
@@ -77,6 +79,13 @@ def command(
             )
             for n in names
         ]
+        for name, each in zip(names, resolved, strict=True):
+            if policy:
+                from weightpkg.locking import check_license
+
+                check_license(str(each), each.model.license, policy)
+            for note in notes_of(name, each.model):
+                progress.note(f"note: {note}")
         plans = [plan_install(each, store, allow_conversion=not no_convert) for each in resolved]
         if as_json:
             print_json([_as_json(plan) for plan in plans])

@@ -10,6 +10,7 @@ from weightpkg.cli.console import format_size, print_json
 from weightpkg.footprint import needs_of
 from weightpkg.memory import Need
 from weightpkg.package import Model, Release, Variant
+from weightpkg.reference import notes_of
 from weightpkg.requirement import Requirement
 from weightpkg.resolve import resolve
 from weightpkg.settings import Settings
@@ -26,7 +27,7 @@ def command(name: str, context: int | None, as_json: bool) -> None:
     requirement = Requirement.parse(name)
     index, namespaces = settings.index(), settings.namespaces()
     model = resolve(requirement, index, namespaces=namespaces).model
-    for note in (*_alias_notes(requirement, model), *model.notes):
+    for note in notes_of(name, model):
         click.echo(f"note: {note}", err=True)
     records = [r for r in settings.store().installed() if r.name == model.normalized_name]
     needs = needs_of(model, settings.store(), context)
@@ -34,11 +35,6 @@ def command(name: str, context: int | None, as_json: bool) -> None:
         print_json(_as_json(model, records) | {"memory": _needs_json(needs)})
     else:
         click.echo("\n".join([*_lines(model, records), *_need_lines(needs)]))
-
-
-def _alias_notes(requirement: Requirement, model: Model) -> Iterator[str]:
-    if not f"{requirement.name}-".startswith(f"{model.normalized_name}-"):
-        yield f"`{requirement.name}` is an alias: the model is `{model.name}`"
 
 
 def _lines(model: Model, records: list[Installed]) -> Iterator[str]:
