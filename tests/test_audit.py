@@ -104,7 +104,7 @@ def test_people_read_the_same(weightpkg: Command) -> None:
     assert lines[0] == "tiny-q4 1.0 (chat)"
     assert "  from        the index default: unsigned, local" in lines
     assert any(line.startswith("              Q4_1: ") for line in lines)
-    assert result.stderr.endswith("1 models: 0 errors, 0 warnings, 0 notes\n")
+    assert result.stderr.endswith("1 model: 0 errors, 0 warnings, 0 notes\n")
 
 
 def test_a_yanked_release_is_an_error_with_its_reason(

@@ -30,6 +30,7 @@ from weightpkg.locking import check_policy
 from weightpkg.package import UNKNOWN, HfSource, Model, Release
 from weightpkg.provenance import (
     ConversionRecord,
+    PartsOf,
     conversion_record,
     make_parts_of,
     package_of_record,
@@ -178,6 +179,7 @@ def audit(
     policy: LicensePolicy | None = None,
     signatures: Signatures | None = None,
     check: Check | None = None,
+    parts_of: PartsOf | None = None,
 ) -> list[Report]:
     """Find out what is known of packages.
 
@@ -189,11 +191,14 @@ def audit(
         policy: which licenses may be used.
         signatures: who vouches for the pages of indexes.
         check: refuses files that their publisher did not sign; without, that is not looked at.
+        parts_of: says what became of each type of tensor; if not given, that is worked out of the
+            source files' headers, in a process for each model.
 
     Raises:
         StoreError: the store cannot be read.
     """
-    vouched, parts_of = signatures or Unsigned(), make_parts_of(store, progress)
+    vouched = signatures or Unsigned()
+    parts_of = parts_of or make_parts_of(store, progress)
     return [
         Report(
             subject=one,

@@ -82,6 +82,7 @@ def command(
         policy=manifest.policy,
         check=check,
         signatures=IndexSignatures(indexes),
+        parts_of=(lambda _: None) if form else None,  # a bill does not have them
     )
     if form:
         _note_findings(reports, progress.note)
@@ -143,8 +144,12 @@ def _print(reports: Sequence[Report], note: Callable[[str], None], *, as_json: b
         click.echo(f"{report.package}{_roles(report)}")
         print_table([("", *row) for row in _rows(report)])
     findings = [finding.level for report in reports for finding in report.findings]
-    counts = ", ".join(f"{findings.count(level)} {level}s" for level in LEVELS)
-    note(f"{len(reports)} models: {counts}")
+    counts = ", ".join(_count(findings.count(level), level) for level in LEVELS)
+    note(f"{_count(len(reports), 'model')}: {counts}")
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def _roles(report: Report) -> str:
