@@ -214,6 +214,14 @@ def test_what_the_signer_wants_ignored_is_not(model: Path, store: Store, key: Pa
         check(model, store, key)
 
 
+def test_a_signature_over_nothing_is_refused(store: Store, key: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    sign(empty, key)
+    with pytest.raises(SignatureError, match="no file was signed"):
+        check(empty, store, key)
+
+
 def test_another_key_is_refused(model: Path, store: Store, key: Path, tmp_path: Path) -> None:
     other = write_key(tmp_path, asymmetric.generate_private_key(asymmetric.SECP256R1()), "other")
     sign(model, key)

@@ -152,6 +152,8 @@ def check_publisher(
             hint="what an index says of it is checked without one",
         )
     resources = _signed_list(name, _blob(signature, store), key)
+    if not resources:  # the specification wants one, and the library does not
+        raise _mismatch(name, "no file was signed")
     by_path = _by_path(name, resources)
     if missing := sorted(by_path.keys() - own.keys()):
         raise _mismatch(name, f"{_some(missing)} was signed, and is missing")
