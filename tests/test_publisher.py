@@ -214,6 +214,22 @@ def test_what_the_signer_wants_ignored_is_not(model: Path, store: Store, key: Pa
         check(model, store, key)
 
 
+def test_a_file_that_was_signed_alone_has_no_name(store: Store, key: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "alone"
+    directory.mkdir()
+    (directory / "tiny.gguf").write_bytes(b"GGUF" * 100)
+    config = signing.Config().use_elliptic_key_signer(private_key=key.with_suffix(".private"))
+    config.sign(directory / "tiny.gguf", directory / "model.sig")
+    check(directory, store, key)
+    (directory / "tiny.gguf").write_bytes(b"GGUF" * 99)
+    with pytest.raises(SignatureError, match=r"`tiny\.gguf` was changed"):
+        check(directory, store, key)
+    (directory / "tiny.gguf").write_bytes(b"GGUF" * 100)
+    (directory / "more.gguf").write_bytes(b"GGUF" * 100)
+    with pytest.raises(SignatureError, match=r"`\.` was signed, and is missing"):
+        check(directory, store, key)
+
+
 def test_a_signature_over_nothing_is_refused(store: Store, key: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()

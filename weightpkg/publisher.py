@@ -32,6 +32,7 @@ MAX_SIGNATURE = 16 * 1024 * 1024
 _MAX_KEY = 256 * 1024
 _CURVES = ("secp256r1", "secp384r1", "secp521r1")
 _EXTRA = "pip install 'weightpkg[model-signing]'"
+_ITSELF = "."  # what a file is called in the list where it was signed alone, and in no directory
 _SHARD = re.compile(r"(?P<path>[^:]+):(?P<start>[0-9]{1,19}):(?P<end>[0-9]{1,19})\Z")
 
 
@@ -155,6 +156,8 @@ def check_publisher(
     if not resources:  # the specification wants one, and the library does not
         raise _mismatch(name, "no file was signed")
     by_path = _by_path(name, resources)
+    if by_path.keys() == {_ITSELF} and len(own) == 1:
+        by_path = dict.fromkeys(own, by_path[_ITSELF])
     if missing := sorted(by_path.keys() - own.keys()):
         raise _mismatch(name, f"{_some(missing)} was signed, and is missing")
     if extra := sorted(own.keys() - by_path.keys()):
