@@ -190,7 +190,7 @@ def test_a_dry_run_touches_nothing(locked: Project, settings: Settings, tmp_path
     assert not settings.home.exists() or not list(settings.home.glob("blobs/*/*/*"))
 
 
-def test_licence_texts_and_aliases_come_along(
+def test_license_texts_and_aliases_come_along(
     locked: Project, settings: Settings, tmp_path: Path
 ) -> None:
     index = settings.index_dir

@@ -29,13 +29,13 @@ from weightpkg.locking import check_policy, select, this_platform
 from weightpkg.package import Resolved
 from weightpkg.progress import Progress, Silence
 from weightpkg.project import Indexes, Project, current_project
-from weightpkg.reference import index_of, is_reference, resolve_any
+from weightpkg.reference import index_of, is_reference, notes_of, resolve_any
 from weightpkg.report import is_meant
 from weightpkg.requirement import Requirement, is_name, normalize_name
 from weightpkg.resolve import resolve
 from weightpkg.settings import Settings
 from weightpkg.store import Installed, Store
-from weightpkg.syncing import check_tree, find_record, plan_sync, sync
+from weightpkg.syncing import check_platform, check_tree, find_record, plan_sync, sync
 
 if TYPE_CHECKING:
     from weightpkg.run.model import Model
@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     from weightpkg.run.tasks.opening import AnyModel, Task
     from weightpkg.run.tasks.tagging import Tagger
     from weightpkg.run.tasks.tensors import TensorModel
+
+
+_SILENCE = Silence()
 
 
 def path(name: str, *, settings: Settings | None = None) -> Path:
@@ -70,8 +73,10 @@ def path(name: str, *, settings: Settings | None = None) -> Path:
     return _directory(store, find_installed(name, settings, store))
 
 
-def find_installed(name: str, settings: Settings, store: Store) -> Installed:
-    """Return the record of an installed model.
+def find_installed(
+    name: str, settings: Settings, store: Store, progress: Progress = _SILENCE
+) -> Installed:
+    """Return the record of an installed model; `progress` is told what the name led to.
 
     Raises:
         ResolutionError: there is no such model, or it is not installed.
@@ -92,6 +97,8 @@ def find_installed(name: str, settings: Settings, store: Store) -> Installed:
             if record.reference and record.full_name == requirement.name:
                 return record
         raise
+    for note in notes_of(name, resolved.model):
+        progress.note(f"note: {note}")
     installed = store.find(
         resolved.model.normalized_name, resolved.variant.name, resolved.release.version
     )
@@ -138,7 +145,7 @@ def _ensure(name: str, settings: Settings, store: Store, progress: Progress) -> 
     if project is not None:
         return ensure_locked(name, project, settings, progress)
     with suppress(NotInstalledError):
-        installed = find_installed(name, settings, store)
+        installed = find_installed(name, settings, store, progress)
         if installed.conversion and store.model(installed.conversion):
             return installed
     with settings.sources(store) as sources:
@@ -161,8 +168,10 @@ def locked_package(name: str, project: Project, progress: Progress) -> LockedPac
         ProjectError: nothing, or not for this platform, or the lockfile does not fit the manifest.
         DocumentError: one of the project's files is not valid.
     """
+    check_platform(project.manifest.platforms)
     lockfile = project.lockfile(progress.note)
-    roles = select(lockfile, this_platform(), [None, *project.manifest.groups])
+    here = this_platform()
+    roles = select(lockfile, here, [None, *project.manifest.groups])
     if is_name(name) and (package := roles.get(normalize_name(name))):
         wants = {w.role: [c.requirement for c in w.choices] for w in project.manifest.wanted}
         rows = [model for model in lockfile.models if model.role == normalize_name(name)]
@@ -175,6 +184,14 @@ def locked_package(name: str, project: Project, progress: Progress) -> LockedPac
     for package in roles.values():
         if is_meant(package, name):
             return package
+    if elsewhere := [
+        m for m in lockfile.models if is_name(name) and m.role == normalize_name(name)
+    ]:
+        where = ", ".join(sorted({one for model in elsewhere for one in model.platforms}))
+        raise ProjectError(
+            f"`{name}` is not locked for {here}, but for {where}",
+            hint="the role's `variants` in the manifest say where it is what; `variant` is for all others",
+        )
     known = ", ".join(f"`{role}`" for role in roles) or "nothing"
     raise ProjectError(
         f"`{name}` is not locked in `{project.root}`, which has {known}",
@@ -333,7 +350,7 @@ def load(
         elif project is not None:
             installed = locked_record(name, project, settings, progress)
         else:
-            installed = find_installed(name, settings, store)
+            installed = find_installed(name, settings, store, progress)
         directory = _directory(store, installed)
         with suppress(StoreError):  # whoever cannot write to a store cannot collect it either
             stack.enter_context(store.lease(directory.name))

@@ -56,7 +56,7 @@ class Package:
 
     files: names in the model, with their digests.
     conversion, tree: of the converted model; None where it was left out, or there is none.
-    pages: of the index: its page, aliases and licence texts.
+    pages: of the index: its page, aliases and license texts.
     """
 
     name: str

@@ -44,6 +44,10 @@ class DigestMismatchError(IntegrityError):
         self.found = found
 
 
+class SignatureError(IntegrityError):
+    """Files are not what their publisher signed, or the key is none that could have signed them."""
+
+
 class SizeMismatchError(IntegrityError):
     """More or fewer bytes came than the index promised."""
 

@@ -8,7 +8,7 @@ finished, and the record that points at both is written last.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -119,7 +119,7 @@ def check_convertible(resolved: Resolved) -> None:
 
 def _is_one_model(variant: Variant) -> bool:
     """Whether it has what makes one model, and of a GGUF file nothing else."""
-    names = [file.path.text for file in variant.files]
+    names = [file.path.text for file in variant.files if file.path.text != convert.SIGNATURE]
     if convert.format_of(names) != variant.format:
         return False
     if variant.format == "onnx":
@@ -127,13 +127,20 @@ def _is_one_model(variant: Variant) -> bool:
     return variant.format == "safetensors" or len(names) == 1
 
 
-def install(plan: Plan, store: Store, fetcher: Fetcher) -> Installed:
+Check = Callable[[str, Sequence[InstalledFile]], None]
+"""Raises where files that were fetched, and are what they should be, shall not be used all the same."""
+
+
+def install(
+    plan: Plan, store: Store, fetcher: Fetcher, *, check: Check = lambda *_: None
+) -> Installed:
     """Do what a plan says; return the record of what is installed.
 
     Args:
         plan: made for this store.
         store: where everything goes.
         fetcher: fetches files into this store, and is told of each step.
+        check: asked about the files before anything is made of them.
 
     Raises:
         FetchError: no source has a file.
@@ -145,6 +152,7 @@ def install(plan: Plan, store: Store, fetcher: Fetcher) -> Installed:
     with store.use():
         known = _known_files(plan, store)
         files = known or [_fetch(file, fetcher) for file in plan.resolved.variant.files]
+        check(plan.resolved.full_name, files)
         conversion = tree = None
         if plan.converts:
             conversion = convert.conversion_key({file.path: file.sha256 for file in files})
@@ -218,6 +226,7 @@ def convert_blobs(
     """
     from weightpkg.convert import child  # noqa: PLC0415  for its own time
 
+    files = [file for file in files if file.path != convert.SIGNATURE]
     name = name if len(files) > 1 else files[0].path
     form = convert.format_of([file.path for file in files])
     sources = tuple(

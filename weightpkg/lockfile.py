@@ -24,6 +24,7 @@ from packaging.version import InvalidVersion, Version
 from weightpkg.digest import Digest
 from weightpkg.document import Table, parse_document
 from weightpkg.errors import DocumentError, UnsupportedVersionError
+from weightpkg.license_policy import identifiers
 from weightpkg.manifest import check_conflicts, is_platform
 from weightpkg.package import File, Parts, RelativePath, parse_source
 from weightpkg.requirement import NormalizedName, normalize_name
@@ -132,8 +133,10 @@ class Lockfile:
         )
 
 
-def _model_order(model: LockedModel) -> tuple[str, str, bool, tuple[str, ...]]:
-    return model.group or "", model.role, not model.platforms, model.platforms
+def _model_order(model: LockedModel) -> tuple[str, str, bool, tuple[str, ...], str, str]:
+    is_default = not model.platforms
+    names = model.group or "", model.role
+    return *names, is_default, model.platforms, model.requirement, model.package
 
 
 def _package_order(package: LockedPackage) -> tuple[str, str, str, Version]:
@@ -292,7 +295,7 @@ def _read_package(row: Table, finish: Finish) -> LockedPackage:
         variant=row.parsed("variant", normalize_name),
         index=row.optional_parsed("index", normalize_name),
         reference=row.optional("reference", str),
-        license=row.required("license", str),
+        license=row.parsed("license", _license),
         license_url=row.optional("license-url", str),
         format=row.required("format", str),
         architecture=row.required("architecture", str),
@@ -335,6 +338,11 @@ def _version(text: str) -> Version:
         return Version(text)
     except InvalidVersion as error:
         raise ValueError(f"`{text}` is not a PEP 440 version") from error
+
+
+def _license(text: str) -> str:
+    identifiers(text)
+    return text
 
 
 def _key(text: str) -> str:

@@ -172,14 +172,28 @@ def check_policy(package: LockedPackage, policy: LicensePolicy) -> None:
     Raises:
         LicenseError: so it is.
     """
+    check_license(str(package), package.license, policy)
+
+
+def check_license(name: str, expression: str, policy: LicensePolicy) -> None:
+    """Refuse a license that the project does not allow.
+
+    Args:
+        name: what is licensed so, for the error.
+        expression: the license, in SPDX's grammar, or that nobody knows it.
+        policy: the project's.
+
+    Raises:
+        LicenseError: so it is.
+    """
     reason: str | None
-    if package.license == UNKNOWN:
+    if expression == UNKNOWN:
         reason = "its license is not known" if policy.allowed is not None else None
     else:
-        reason = policy.refusal(package.license)
+        reason = policy.refusal(expression)
     if reason:
         raise LicenseError(
-            f"`{package}` cannot be used in this project: {reason}",
+            f"`{name}` cannot be used in this project: {reason}",
             hint="`allow-licenses` and `deny` of the manifest say what can",
         )
 
@@ -292,7 +306,7 @@ def package_of(offer: Offer, notes: list[str] | None = None) -> LockedPackage:
         if file.sha256 is None:
             raise ProjectError(
                 f"`{resolved.reference}`: nobody says what digest `{file.path}` has",
-                hint=f"weightpkg install {resolved.reference}; then it is known",
+                hint="`weightpkg lock`, without --check or --dry-run, fetches it to learn that",
             )
     conversion = None
     try:

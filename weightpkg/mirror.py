@@ -1,6 +1,6 @@
 """A mirror: a directory of static files that is an index and a source for all that lockfiles need.
 
-    index/<namespace>/             pages, aliases and licence texts, or a signed index's metadata and targets
+    index/<namespace>/             pages, aliases and license texts, or a signed index's metadata and targets
     blobs/sha256/ab/<hex>          files of models; beside each its list of chunks
     models/<conversion key>/       converted models
     locks/<sha256>.lock            the lockfiles that it was made for

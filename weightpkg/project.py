@@ -14,6 +14,7 @@ from pathlib import Path
 from weightpkg import files
 from weightpkg.config import IndexConfig, directory_of
 from weightpkg.confusable import check_distinct, lookalike
+from weightpkg.digest import Fingerprint
 from weightpkg.errors import NamespaceNotFoundError, ProjectError
 from weightpkg.index import Index
 from weightpkg.lockfile import (
@@ -24,9 +25,10 @@ from weightpkg.lockfile import (
     dump_lockfile,
     read_lockfile,
 )
-from weightpkg.locking import Locking, Offer, Upgrade, plan_lock
+from weightpkg.locking import Locking, Offer, Upgrade, check_license, plan_lock
 from weightpkg.manifest import MANIFEST, PYPROJECT, Manifest, has_table, read_manifest
 from weightpkg.package import File, Model, Release, Resolved
+from weightpkg.progress import Progress
 from weightpkg.reference import ListRepository, is_reference, resolve_reference
 from weightpkg.requirement import NormalizedName, Requirement
 from weightpkg.settings import Settings
@@ -179,10 +181,6 @@ class Indexes:
         """Where an index is; the default one's place for none."""
         return self._indexes[name or _DEFAULT].directory
 
-    def index(self, name: NormalizedName | None) -> Index:
-        """An index; the default one for none."""
-        return self._indexes[name or _DEFAULT]
-
     def roots(self) -> dict[NormalizedName, str]:
         """The root of each index."""
         return {name: index.root for name, index in self._indexes.items()}
@@ -202,6 +200,25 @@ class Indexes:
         from weightpkg.resolve import resolve  # noqa: PLC0415  what is locked needs it not
 
         return Offer(resolve(replace(requirement, namespace=None), self._indexes[name]), name)
+
+    def namespaces(self) -> dict[NormalizedName, Index]:
+        """The indexes that have a prefix."""
+        return {name: index for name, index in self._indexes.items() if name != _DEFAULT}
+
+    def index(self, name: NormalizedName | None) -> Index | None:
+        """The index of a namespace, the default one for none; None where there is none of that name."""
+        return self._indexes.get(name or _DEFAULT)
+
+    def model(self, index: NormalizedName, name: NormalizedName) -> Model:
+        """What an index says of a model.
+
+        Raises:
+            ModelNotFoundError: it has none of that name.
+            DocumentError: the model's page is not valid.
+            TrustError: what is signed of it is refused.
+            FetchError: it is not held, and cannot be had.
+        """
+        return self._indexes[index].model(name)
 
     def model_of(self, package: LockedPackage) -> Model | None:
         """What the index says of a locked package's model today; None where it says nothing.
@@ -257,19 +274,27 @@ def _check_same(name: NormalizedName, location: str, config: IndexConfig, root: 
         )
 
 
+Learn = Callable[[Resolved], Resolved]
+"""Finds out the digests that a source does not say."""
+
+
 def make_ask(
-    indexes: Indexes, store: Store, list_repository: ListRepository
+    indexes: Indexes,
+    store: Store,
+    list_repository: ListRepository,
+    learn: Learn = lambda resolved: resolved,
 ) -> Callable[[str], Offer]:
     """Make what resolves anything that a manifest can want.
 
-    What a source does not say of its files is looked up in the store, where it may be installed.
+    What a source does not say of its files is looked up in the store, where it may be installed;
+    `learn` is asked about what is not known there.
     """
 
     def ask(text: str) -> Offer:
         if not is_reference(text):
             return indexes.ask(text)
         resolved = resolve_reference(text, list_repository)
-        return Offer(_with_digests(resolved, store), None)
+        return Offer(learn(_with_digests(resolved, store)), None)
 
     return ask
 
@@ -289,6 +314,18 @@ def _with_digests(resolved: Resolved, store: Store) -> Resolved:
     return replace(resolved, variant=replace(variant, files=tuple(own)))
 
 
+def _fetched(resolved: Resolved, fetch: Callable[[File], Fingerprint]) -> Resolved:
+    """Fetch the files whose digest is not known, which are then in the store."""
+    own = []
+    for file in resolved.variant.files:
+        if file.sha256 is None:
+            found = fetch(file)
+            own.append(replace(file, sha256=found.sha256, size=found.size, blake3=found.blake3))
+        else:
+            own.append(file)
+    return replace(resolved, variant=replace(resolved.variant, files=tuple(own)))
+
+
 def lock(
     project: Project,
     settings: Settings,
@@ -296,8 +333,9 @@ def lock(
     *,
     manifest: Manifest | None = None,
     upgrade: Upgrade | None = None,
+    progress: Progress | None = None,
 ) -> Locking:
-    """Decide what a project's lockfile shall say; nothing is written.
+    """Decide what a project's lockfile shall say; nothing of the project is written.
 
     Args:
         project: the project.
@@ -305,6 +343,8 @@ def lock(
         warn: told of a lockfile of a newer minor version.
         manifest: what is wanted, if not what the project's manifest says.
         upgrade: what may move.
+        progress: told of files that are fetched because nobody says what digest they have; where
+            it is not given, they are an error.
 
     Raises:
         WeightpkgError: as `plan_lock` and `Project.old_lockfile` say it.
@@ -313,7 +353,14 @@ def lock(
     indexes, store = Indexes(project.root, wanted, settings), settings.store()
     old = project.old_lockfile(warn)
     with settings.sources(store) as sources:
-        ask = make_ask(indexes, store, sources.list_repository)
+
+        def learn(resolved: Resolved) -> Resolved:
+            if progress is None:
+                return resolved
+            check_license(str(resolved), resolved.model.license, wanted.policy)
+            return _fetched(resolved, settings.fetcher(sources, store, progress).fetch)
+
+        ask = make_ask(indexes, store, sources.list_repository, learn)
         return plan_lock(wanted, old, ask, indexes.roots(), upgrade or Upgrade())
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -131,6 +131,17 @@ def resolve_any(
     if rules is not None and explanation.wanted is None:
         explanation = explain(explanation.requirement, index, rules(), namespaces=namespaces)
     return explanation.result()
+
+
+def notes_of(text: str, model: Model) -> Iterator[str]:
+    """Yield what is to be said of the model that a name led to.
+
+    That is the alias that was followed, and what of the model's page was not understood.
+    """
+    name = "" if is_reference(text) else Requirement.parse(text).name
+    if name and not f"{name}-".startswith(f"{model.normalized_name}-"):
+        yield f"`{name}` is an alias: the model is `{model.name}`"
+    yield from model.notes
 
 
 def index_of(text: str, default: T, namespaces: Mapping[NormalizedName, T]) -> T:

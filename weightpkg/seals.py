@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,15 @@ def is_sealed(store: Store, record: Installed) -> bool:
     except (OSError, UnicodeDecodeError):
         return False
     return seal == _dump(record, _state(store, record))
+
+
+def verified(store: Store, record: Installed) -> datetime | None:
+    """When an installed model was last hashed and sound; None if never, or if it was touched since."""
+    if not is_sealed(store, record):
+        return None
+    with suppress(OSError):
+        return datetime.fromtimestamp(_path(store, record).stat().st_mtime, tz=UTC)
+    return None
 
 
 def _write(store: Store, record: Installed, state: list[str]) -> None:

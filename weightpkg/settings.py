@@ -47,6 +47,7 @@ VARIABLES = {
     "HF_ENDPOINT, HF_TOKEN, HF_HOME": "where the hub and its cache are, as huggingface_hub has it",
     "OLLAMA_MODELS": "where Ollama keeps its models",
     "WEIGHTPKG_MIRROR_KEY": "what clients of `mirror serve` must know, in place of --key-file",
+    "SOURCE_DATE_EPOCH": "the time that a bill of materials has, in seconds since 1970",
     "NO_COLOR": "no colours, if set",
     "PIP_*, pip.conf": "pip's own configuration: where `pypi:` sources are fetched from",
     "HTTPS_PROXY, NO_PROXY, REQUESTS_CA_BUNDLE": "how servers are reached, as requests has it",

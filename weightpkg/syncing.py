@@ -292,6 +292,19 @@ def groups_of(
     return [None, *(name for name in named if not (without_dev and name == "dev"))]
 
 
+def check_platform(platforms: Sequence[str]) -> None:
+    """Refuse a platform that a project is not for; none named are all.
+
+    Raises:
+        ProjectError: so it is.
+    """
+    if not is_for(platforms, here := this_platform()):
+        raise ProjectError(
+            f"the project is for {', '.join(platforms)}, and this is {here}",
+            hint="`platforms` of its manifest says so",
+        )
+
+
 def prepare(project: Project, settings: Settings, progress: Progress, *, frozen: bool) -> Lockfile:
     """Return a lockfile that fits the project; one that does not is written anew, if it may be.
 
@@ -300,12 +313,8 @@ def prepare(project: Project, settings: Settings, progress: Progress, *, frozen:
             is another one; the project is not for this platform.
         LicenseError: the policy does not allow what is locked.
     """
-    manifest, here = project.manifest, this_platform()
-    if not is_for(manifest.platforms, here):
-        raise ProjectError(
-            f"the project is for {', '.join(manifest.platforms)}, and this is {here}",
-            hint="`platforms` of its manifest says so",
-        )
+    manifest = project.manifest
+    check_platform(manifest.platforms)
     lockfile = project.lockfile(progress.note) if frozen else project.old_lockfile(progress.note)
     reasons = drift(manifest, lockfile)
     if reasons and frozen:
@@ -315,7 +324,7 @@ def prepare(project: Project, settings: Settings, progress: Progress, *, frozen:
             hint="`weightpkg lock` brings it up to date; commit what it writes",
         )
     if reasons or not project.lockfile_path.exists():
-        plan = lock(project, settings, progress.note)
+        plan = lock(project, settings, progress.note, progress=progress)
         lockfile = known_facts(plan.lockfile, settings.store())
         project.write_lockfile(lockfile)
         progress.note(f"wrote {project.lockfile_path.name}")

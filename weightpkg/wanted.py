@@ -97,10 +97,10 @@ def update_index(index: SignedIndex, progress: Progress) -> None:
 
 def pages_of(package: LockedPackage, one: Wanted) -> Iterator[tuple[str, bytes]]:
     """Yield what an index publishes of a package: paths below a mirror, and bytes."""
-    if package.index is None:
+    index = one.indexes.index(package.index) if package.index else None
+    if index is None:  # its lockfile says all that is needed
         return
-    index = one.indexes.index(package.index)
-    with suppress(ModelNotFoundError):  # it was taken out of the index; its lockfile still says all
+    with suppress(ModelNotFoundError):  # it was taken out of the index
         if isinstance(index, SignedIndex):
             published = index.published([package.name])
         else:

@@ -38,6 +38,7 @@ TABLE = {
     "search": "Search the index.",
     "resolve": "Say what a name means on this machine, and why.",
     "show": "Show what the index says of a model.",
+    "audit": "Say where models come from, who vouches for them, and what is wrong.",
     "verify": "Hash models again, offline, and repair what is bad.",
     "adopt": "Install models from files that are here already.",
     "gc": "Remove what nothing needs.",

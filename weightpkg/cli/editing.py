@@ -15,7 +15,8 @@ def save(
 ) -> None:
     """Lock what an edited manifest wants, and write it and the lockfile; nothing where that fails."""
     manifest = read_manifest(text.encode(), source=project.manifest_path.name)
-    plan = lock(project, settings, progress.note, manifest=manifest)
+    told = None if dry_run else progress
+    plan = lock(project, settings, progress.note, manifest=manifest, progress=told)
     new = known_facts(plan.lockfile, settings.store())
     for note in plan.notes:
         progress.note(note)

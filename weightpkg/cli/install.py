@@ -9,8 +9,10 @@ import click
 from weightpkg.cli.agreement import agree
 from weightpkg.cli.console import format_size, make_progress, print_json
 from weightpkg.cli.mirroring import mirror_options, settings_with
+from weightpkg.cli.project_rules import project_rules
+from weightpkg.cli.publisher_key import make_check, publisher_key_option
 from weightpkg.install import Plan, install, plan_install
-from weightpkg.reference import index_of, resolve_any
+from weightpkg.reference import index_of, notes_of, resolve_any
 
 
 @click.command("install")
@@ -29,6 +31,7 @@ from weightpkg.reference import index_of, resolve_any
     "--accept-license", multiple=True, metavar="ID", help="Agree to a license beforehand."
 )
 @mirror_options
+@publisher_key_option
 @click.option("--jobs", type=click.IntRange(1, 64), show_default="8")
 @click.option("--timeout", type=click.FloatRange(0.1), help="Seconds that a file may take in all.")
 @click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing.")
@@ -45,6 +48,7 @@ def command(
     accept_license: tuple[str, ...],
     mirror: str | None,
     mirror_only: bool,
+    publisher_key: Path | None,
     jobs: int | None,
     timeout: float | None,
     dry_run: bool,
@@ -54,12 +58,14 @@ def command(
 
     NAME is a model's name, with or without a variant and a version: smollm2-135m,
     smollm2-135m-q4, "smollm2-135m-q4>=1.0"; or a source: hf:ORG/REPO@REVISION/FILE, hf:ORG/REPO,
-    https://HOST/FILE, ./FILE. Of a repository that has a checkpoint of safetensors, only that is
+    https://HOST/FILE, ./FILE. In a project, its license policy and its namespaces hold. Of a repository that has a checkpoint of safetensors, only that is
     fetched, unless --include says otherwise. A broken download goes on where it stopped.
     """
     settings = settings_with(mirror, is_only=mirror_only)
-    store, index, namespaces = settings.store(), settings.index(), settings.namespaces()
+    store, index = settings.store(), settings.index()
+    policy, namespaces = project_rules(settings)
     progress = make_progress(quiet=quiet)
+    check = make_check(publisher_key, store, progress)
     with settings.sources(store) as sources:
         find = sources.list_repository
         resolved = [
@@ -74,6 +80,13 @@ def command(
             )
             for n in names
         ]
+        for name, each in zip(names, resolved, strict=True):
+            if policy:
+                from weightpkg.locking import check_license
+
+                check_license(str(each), each.model.license, policy)
+            for note in notes_of(name, each.model):
+                progress.note(f"note: {note}")
         plans = [plan_install(each, store, allow_conversion=not no_convert) for each in resolved]
         if as_json:
             print_json([_as_json(plan) for plan in plans])
@@ -88,7 +101,7 @@ def command(
             sources, store, progress, jobs=jobs, timeout_s=timeout, find_links=find_links
         )
         for plan in plans:
-            progress.note(f"installed {install(plan, store, fetcher)}")
+            progress.note(f"installed {install(plan, store, fetcher, check=check)}")
 
 
 def _describe(plan: Plan) -> str:

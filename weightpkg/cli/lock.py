@@ -35,7 +35,8 @@ def command(
 ) -> None:
     """Write what the project uses, exactly, into weights.lock.
 
-    Nothing is downloaded. What is locked stays as it is as long as the manifest will have it;
+    Nothing is downloaded but files that are named by a source which does not say their digest.
+    What is locked stays as it is as long as the manifest will have it;
     --upgrade takes newer releases, of the models or roles NAME or of all of them.
     """
     if names and not upgrade:
@@ -44,7 +45,8 @@ def command(
     project = require_project(Path.cwd())
     progress = make_progress(quiet=quiet)
     move = Upgrade(frozenset(map(_folded, names)), everything=upgrade and not names)
-    plan = lock(project, settings, progress.note, upgrade=move)
+    told = None if check or dry_run else progress
+    plan = lock(project, settings, progress.note, upgrade=move, progress=told)
     new = plan.lockfile if check else known_facts(plan.lockfile, settings.store())
     for note in plan.notes:
         progress.note(note)

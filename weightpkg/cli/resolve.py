@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
 
 from weightpkg import convert
 from weightpkg.cli.console import format_size, print_json, print_table
+from weightpkg.cli.project_rules import project_rules
 from weightpkg.footprint import installed_needs
+from weightpkg.index import Index
 from weightpkg.license_policy import LicensePolicy
 from weightpkg.machine import Machine
 from weightpkg.memory import Need
 from weightpkg.reference import is_reference, resolve_reference
-from weightpkg.requirement import Requirement
+from weightpkg.requirement import NormalizedName, Requirement
 from weightpkg.resolve import Candidate, Exclusion, Explanation, Rules, consider, explain
 from weightpkg.settings import Settings
 
@@ -45,17 +48,18 @@ def command(
     """Say which variant of which release a name means here, without fetching anything.
 
     Without a variant in NAME it is the model's default if that fits this machine's memory, else the
-    largest that does.
+    largest that does. In a project, its license policy and its namespaces hold, too.
     """
     settings = Settings.from_environment()
+    policy, namespaces = project_rules(settings)
     rules = Rules(
         machine=_machine(machine),
         context=context,
-        licenses=LicensePolicy(allowed or None, denied),
+        licenses=_policy(policy, allowed, denied),
         convertible=convert.CONVERTIBLE,
         needs=installed_needs(settings.store(), context),
     )
-    explanation = _explain(name, rules, settings)
+    explanation = _explain(name, rules, settings, namespaces)
     if as_json:
         print_json(_as_json(explanation, rules))
     elif is_explained:
@@ -79,11 +83,22 @@ def _machine(text: str | None) -> Machine:
     return Machine.parse(text)
 
 
-def _explain(name: str, rules: Rules, settings: Settings) -> Explanation:
+def _policy(
+    project: LicensePolicy | None, allowed: tuple[str, ...], denied: tuple[str, ...]
+) -> LicensePolicy:
+    """The options' allowed licenses, else the project's; and what either denies."""
+    if project is None:
+        return LicensePolicy(allowed or None, denied)
+    return LicensePolicy(allowed or project.allowed, (*project.denied, *denied))
+
+
+def _explain(
+    name: str, rules: Rules, settings: Settings, namespaces: Mapping[NormalizedName, Index]
+) -> Explanation:
     """Explain a name of the index, or what is found at a reference."""
     index = settings.index()
     if not is_reference(name):
-        return explain(Requirement.parse(name), index, rules, namespaces=settings.namespaces())
+        return explain(Requirement.parse(name), index, rules, namespaces=namespaces)
     with settings.sources(settings.store()) as sources:
         resolved = resolve_reference(name, sources.list_repository)
     return Explanation(

@@ -12,6 +12,7 @@ from weightpkg.errors import RunError
 from weightpkg.footprint import needs_of
 from weightpkg.memory import Need
 from weightpkg.package import Model, Release, Variant
+from weightpkg.reference import notes_of
 from weightpkg.requirement import Requirement
 from weightpkg.resolve import resolve
 from weightpkg.settings import Settings
@@ -31,7 +32,7 @@ def command(name: str, context: int | None, as_json: bool) -> None:
     requirement = Requirement.parse(name)
     index, namespaces = settings.index(), settings.namespaces()
     model = resolve(requirement, index, namespaces=namespaces).model
-    for note in (*_alias_notes(requirement, model), *model.notes):
+    for note in notes_of(name, model):
         click.echo(f"note: {note}", err=True)
     records = [r for r in settings.store().installed() if r.name == model.normalized_name]
     needs = needs_of(model, settings.store(), context)
@@ -42,11 +43,6 @@ def command(name: str, context: int | None, as_json: bool) -> None:
     else:
         lines = (*_lines(model, records), *_need_lines(needs), *_tensor_lines(tensors))
         click.echo("\n".join(lines))
-
-
-def _alias_notes(requirement: Requirement, model: Model) -> Iterator[str]:
-    if not f"{requirement.name}-".startswith(f"{model.normalized_name}-"):
-        yield f"`{requirement.name}` is an alias: the model is `{model.name}`"
 
 
 def _lines(model: Model, records: list[Installed]) -> Iterator[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from weightpkg.cli.console import format_size, make_progress, print_json
+from weightpkg.cli.publisher_key import make_check, publisher_key_option
 from weightpkg.progress import Progress
 from weightpkg.reference import matching
 from weightpkg.repair import Repaired, make_find_file, repair
@@ -25,6 +26,7 @@ from weightpkg.verify import Problem, verify
     type=click.Path(exists=True, path_type=Path),
     help="Look here for what is to be repaired before it is downloaded.",
 )
+@publisher_key_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def command(
@@ -32,6 +34,7 @@ def command(
     names: tuple[str, ...],
     is_repair: bool,
     find_links: tuple[Path, ...],
+    publisher_key: Path | None,
     as_json: bool,
 ) -> None:
     """Hash models again, offline; exit with 1 if anything is bad and was not repaired.
@@ -42,6 +45,7 @@ def command(
     """
     settings = Settings.from_environment()
     store, progress = settings.store(), make_progress(quiet=ctx.obj)
+    check = make_check(publisher_key, store, progress)
     installed = store.installed()
     records = [record for name in names for record in matching(name, installed)]
     with store.use():
@@ -52,6 +56,8 @@ def command(
     else:
         lines = map(str, problems) if done is None else map(_line, done)
         click.echo("\n".join(lines) or "everything is as it was installed")
+    for record in (records if names else installed) if publisher_key and not problems else ():
+        check(record.full_name, record.files)
     if problems and done is None:
         progress.note("hint: weightpkg verify --repair")
     if any(each.error for each in done) if done is not None else problems:

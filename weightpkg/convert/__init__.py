@@ -93,6 +93,9 @@ CONVERTIBLE = {
 """The architectures that are converted, by format; of ONNX, all are kept as they are."""
 
 
+SIGNATURE = "model.sig"
+"""What a publisher signed a model's files with, if it is among them; it is no part of the model."""
+
 Quantization = Literal["q4", "q8"]
 
 
@@ -151,8 +154,9 @@ def conversion_key(sources: Mapping[str, Digest], options: Sequence[str] = ()) -
             all the same.
         options: what was asked for beside them, such as `quantize=q4`.
     """
-    inputs = [f"{digest} {name}" for name, digest in sorted(sources.items())]
-    if len(sources) == 1:
-        inputs = [str(digest) for digest in sources.values()]
+    rows = {name: digest for name, digest in sources.items() if name != SIGNATURE}
+    inputs = [f"{digest} {name}" for name, digest in sorted(rows.items())]
+    if len(rows) == 1:
+        inputs = [str(digest) for digest in rows.values()]
     lines = [f"weightpkg conversion {CONVERTER_VERSION}", *inputs, *options]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
