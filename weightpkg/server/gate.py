@@ -1,0 +1,99 @@
+"""Who may ask: only by a name of this server, not for another site's page, and with the key."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from weightpkg.server.wire import RequestError
+
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
+_HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::(?P<port>\d{1,5}))?\Z", re.IGNORECASE)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What requests are let in.
+
+    names: what the server is called beside loopback names, at any port (a proxy may have another).
+    is_open: whether it listens beyond loopback, so that any IP address may be its name.
+    key: what clients must know; None where nobody needs one.
+    origins: of other sites whose pages may ask, such as `https://chat.example`.
+    """
+
+    port: int
+    names: frozenset[str] = frozenset()
+    is_open: bool = False
+    key: str | None = None
+    origins: frozenset[str] = frozenset()
+
+    def check(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        """Refuse what a page of another site could have a browser send.
+
+        Raises:
+            RequestError: 403.
+        """
+        hosts = [value.decode("latin-1") for name, value in headers if name == b"host"]
+        if len(hosts) != 1 or not self._is_ours(hosts[0]):
+            raise RequestError(403, "the request's Host is not a name of this server")
+        told = {name: value.decode("latin-1") for name, value in headers}
+        origin = told.get(b"origin")
+        if origin in self.origins:
+            return
+        is_cross = told.get(b"sec-fetch-site") in {"cross-site", "same-site"}
+        if is_cross or (origin is not None and not self._is_own_origin(origin)):
+            raise RequestError(403, "requests of other sites' pages are refused")
+
+    def check_key(self, headers: Mapping[str, str]) -> None:
+        """Refuse who does not have the key, if there is one.
+
+        Raises:
+            RequestError: 401.
+        """
+        if self.key is None:
+            return
+        scheme, _, text = headers.get("authorization", "").partition(" ")
+        told = text.strip() if scheme.lower() == "bearer" else ""
+        if not hmac.compare_digest(told.encode(), self.key.encode()):
+            raise RequestError(
+                401,
+                "the API key is missing or wrong",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+
+    def _is_own_origin(self, origin: str) -> bool:
+        try:
+            parts = urlsplit(origin)
+        except ValueError:
+            return False
+        return parts.scheme in {"http", "https"} and self._is_ours(parts.netloc)
+
+    def _is_ours(self, host: str) -> bool:
+        match = _HOST.match(host)
+        if match is None:
+            return False
+        name, port = match["name"].lower(), int(match["port"] or 80)
+        if name in self.names:
+            return True
+        return port == self.port and (name in _LOOPBACK or (self.is_open and _is_address(name)))
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address is reached from this machine alone; a name is not, but for `localhost`."""
+    try:
+        return address == "localhost" or ipaddress.ip_address(address.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True
