@@ -23,7 +23,7 @@ class Entry:
     def size(self, n_rows: int, context: int) -> int:
         """How many bytes it will need to answer `n_rows` of `context` tokens at once."""
         need = directory_need(self.directory, context)
-        return need.peak + (n_rows - 1) * need.kv_cache
+        return need.total + (n_rows - 1) * need.kv_cache
 
 
 class Library:
