@@ -101,21 +101,14 @@ def test_the_key(told: str, *, is_known: bool) -> None:
     assert caught.value.status == 401
 
 
-@pytest.mark.parametrize(
-    ("address", "expected"),
-    [
-        ("127.0.0.1", True),
-        ("::1", True),
-        ("localhost", True),
-        ("127.8.9.1", True),
-        ("0.0.0.0", False),
-        ("::", False),
-        ("box", False),
-        ("10.0.0.1", False),
-    ],  # fmt: skip  # noqa: S104  none is bound
-)
-def test_loopback(address: str, *, expected: bool) -> None:
-    assert is_loopback(address) is expected
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "localhost", "127.8.9.1"])
+def test_loopback_addresses(address: str) -> None:
+    assert is_loopback(address)
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "::", "box", "10.0.0.1"])  # noqa: S104  nothing listens there
+def test_other_addresses(address: str) -> None:
+    assert not is_loopback(address)
 
 
 Message = MutableMapping[str, Any]
