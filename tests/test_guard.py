@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
+from weightpkg.listening.gate import Gate, RefusedError, is_loopback
 from weightpkg.server import guard as guard_module
 from weightpkg.server.counters import Counters
-from weightpkg.server.gate import Gate, is_loopback
 from weightpkg.server.guard import MAX_BODY, Guard
-from weightpkg.server.wire import RequestError
 
 PORT = 8000
 GATES = {
@@ -60,7 +59,7 @@ def test_every_host_and_origin(gate: str, host: str, origin: str | None) -> None
     if gate in HOSTS[host] and ORIGINS[origin]:
         GATES[gate].check(headers)
     else:
-        with pytest.raises(RequestError) as caught:
+        with pytest.raises(RefusedError) as caught:
             GATES[gate].check(headers)
         assert caught.value.status == 403
 
@@ -68,7 +67,7 @@ def test_every_host_and_origin(gate: str, host: str, origin: str | None) -> None
 def test_no_host_two_hosts_and_other_sites_fetches() -> None:
     own = (b"host", f"localhost:{PORT}".encode())
     for headers in ([], [own, own], [own, (b"sec-fetch-site", b"cross-site")]):
-        with pytest.raises(RequestError):
+        with pytest.raises(RefusedError):
             GATES["loopback"].check(headers)
     GATES["loopback"].check([own, (b"sec-fetch-site", b"same-origin")])
 
@@ -77,7 +76,7 @@ def test_another_site_may_be_let_in() -> None:
     gate = Gate(port=PORT, origins=frozenset({"https://chat.example"}))
     own = (b"host", f"localhost:{PORT}".encode())
     gate.check([own, (b"origin", b"https://chat.example")])
-    with pytest.raises(RequestError):
+    with pytest.raises(RefusedError):
         gate.check([own, (b"origin", b"https://chat.example.org")])
 
 
@@ -89,6 +88,7 @@ def test_another_site_may_be_let_in() -> None:
         ("", False),
         (f"Bearer {'k' * 15}", False),
         (f"Basic {'k' * 16}", False),
+        ("Basic dTpra2tra2tra2tra2tra2tra2tr", True),  # u:kkkkkkkkkkkkkkkk
         ("Bearer \xff", False),
     ],
 )
@@ -96,7 +96,7 @@ def test_the_key(told: str, *, is_known: bool) -> None:
     if is_known:
         GATES["open"].check_key({"authorization": told})
         return
-    with pytest.raises(RequestError) as caught:
+    with pytest.raises(RefusedError) as caught:
         GATES["open"].check_key({"authorization": told})
     assert caught.value.status == 401
 

@@ -40,7 +40,11 @@ ORDER = [
     "seals", "locking", "project", "report", "syncing",
     "run", "run.template_worker", "run.template", "run.session", "run.batch", "run.sampling", "run.generate",
     "run.model",
-    "api", "", "cli.console", "cli.chat", "cli.agreement", "cli.editing", "cli.names", "cli",
+    "api",
+    "listening", "listening.gate", "listening.connection", "listening.process",
+    "server", "server.wire", "server.counters", "server.guard", "server.completion", "server.engine", "server.served",
+    "server.library", "server.pool", "server.service", "server.answers", "server.app", "server.serving",
+    "", "cli.console", "cli.chat", "cli.agreement", "cli.editing", "cli.names", "cli",
 ]  # fmt: skip
 
 # what a part of the package must not import, beside what stands below it

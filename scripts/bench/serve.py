@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import httpx
@@ -67,13 +68,13 @@ async def answer(client: httpx.AsyncClient, model: str, number: int, tokens: int
         "stream": True,
         "logit_bias": {"2": -100},  # the end, so that all answers have the same length
     }
-    times = []
     async with client.stream("POST", "/v1/completions", json=body) as response:
         response.raise_for_status()
-        async for line in response.aiter_lines():
-            if line.startswith("data: {") and json.loads(line[6:])["choices"][0]["text"]:
-                times.append(time.perf_counter())
-    return times
+        return [
+            time.perf_counter()
+            async for line in response.aiter_lines()
+            if line.startswith("data: {") and json.loads(line[6:])["choices"][0]["text"]
+        ]
 
 
 async def measure(url: str, model: str, clients: int, requests: int, tokens: int) -> Measured:
@@ -90,7 +91,7 @@ async def measure(url: str, model: str, clients: int, requests: int, tokens: int
                 continue
             found.n_tokens += tokens if times else 0
             found.n_answers += bool(times)
-            found.gaps_s += [b - a for a, b in zip(times, times[1:], strict=False)]
+            found.gaps_s += [b - a for a, b in pairwise(times)]
 
     start = time.perf_counter()
     async with httpx.AsyncClient(base_url=url, timeout=600) as client:

@@ -11,10 +11,11 @@ import json
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
+from weightpkg.listening.gate import Gate, RefusedError
 from weightpkg.server.counters import Counters
-from weightpkg.server.gate import Gate
 from weightpkg.server.wire import RequestError
 
 Message = MutableMapping[str, Any]
@@ -25,8 +26,7 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 MAX_BODY = 8 * 1024 * 1024
 BODY_TIMEOUT_S = 30.0
 MAX_DEPTH = 32
-_OPEN = frozenset({"/healthz"})
-_PAGES = frozenset({"/", "/healthz"})
+_PAGES = frozenset({"/", "/healthz"})  # which need no key
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +65,7 @@ class Guard:
 
     async def _pass(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
-        self.gate.check(scope["headers"])
-        if scope["path"] not in _PAGES:
-            self.gate.check_key(headers)
+        self._check(scope, headers)
         if scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
@@ -76,6 +74,17 @@ class Guard:
         body = await _read(receive, headers)
         _check_depth(body)
         await self.app(scope, _replay(body, receive), send)
+
+    def _check(self, scope: Mapping[str, Any], headers: Mapping[str, str]) -> None:
+        try:
+            self.gate.check(scope["headers"])
+            if scope["path"] not in _PAGES:
+                self.gate.check_key(headers)
+        except RefusedError as error:
+            code = "invalid_api_key" if error.status == HTTPStatus.UNAUTHORIZED else None
+            raise RequestError(
+                error.status, str(error), code=code, headers=error.headers
+            ) from error
 
     def _note(self, scope: Mapping[str, Any], status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "other")

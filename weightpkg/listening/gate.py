@@ -1,7 +1,13 @@
-"""Who may ask: only by a name of this server, not for another site's page, and with the key."""
+"""Who may ask: only by a name of this server, not for another site's page, and with the key.
+
+A page of any site can have its name lead to 127.0.0.1 (DNS rebinding) and so read what is served to
+this machine alone; so `Host` must be a name that is known to be ours.
+"""
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hmac
 import ipaddress
 import re
@@ -9,10 +15,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from weightpkg.server.wire import RequestError
-
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::(?P<port>\d{1,5}))?\Z", re.IGNORECASE)  # fmt: skip
+
+
+class RefusedError(Exception):
+    """A request that is not let in; `status` of HTTP, and headers that belong to it."""
+
+    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = dict(headers or {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,36 +48,33 @@ class Gate:
         """Refuse what a page of another site could have a browser send.
 
         Raises:
-            RequestError: 403.
+            RefusedError: 403.
         """
         hosts = [value.decode("latin-1") for name, value in headers if name == b"host"]
         if len(hosts) != 1 or not self._is_ours(hosts[0]):
-            raise RequestError(403, "the request's Host is not a name of this server")
+            raise RefusedError(403, "the request's Host is not a name of this server")
         told = {name: value.decode("latin-1") for name, value in headers}
         origin = told.get(b"origin")
         if origin in self.origins:
             return
         is_cross = told.get(b"sec-fetch-site") in {"cross-site", "same-site"}
         if is_cross or (origin is not None and not self._is_own_origin(origin)):
-            raise RequestError(403, "requests of other sites' pages are refused")
+            raise RefusedError(403, "requests of other sites' pages are refused")
 
     def check_key(self, headers: Mapping[str, str]) -> None:
         """Refuse who does not have the key, if there is one.
 
+        It comes as `Authorization: Bearer KEY`, or as the password of `Basic`.
+
         Raises:
-            RequestError: 401.
+            RefusedError: 401.
         """
         if self.key is None:
             return
-        scheme, _, text = headers.get("authorization", "").partition(" ")
-        told = text.strip() if scheme.lower() == "bearer" else ""
+        told = _key_of(headers.get("authorization", ""))
         if not hmac.compare_digest(told.encode(), self.key.encode()):
-            raise RequestError(
-                401,
-                "the API key is missing or wrong",
-                code="invalid_api_key",
-                headers={"WWW-Authenticate": "Bearer"},
-            )
+            headers = {"WWW-Authenticate": 'Bearer realm="weightpkg"'}
+            raise RefusedError(401, "the key is missing or wrong", headers)
 
     def _is_own_origin(self, origin: str) -> bool:
         try:
@@ -81,6 +91,18 @@ class Gate:
         if name in self.names:
             return True
         return port == self.port and (name in _LOOPBACK or (self.is_open and _is_address(name)))
+
+
+def _key_of(told: str) -> str:
+    scheme, _, text = told.partition(" ")
+    if scheme.lower() == "bearer":
+        return text.strip()
+    if scheme.lower() == "basic":
+        try:
+            return base64.b64decode(text.strip(), validate=True).decode().partition(":")[2]
+        except (binascii.Error, UnicodeDecodeError):
+            return ""
+    return ""
 
 
 def is_loopback(address: str) -> bool:
