@@ -13,7 +13,8 @@ from threading import Thread
 
 from weightpkg.contents import CONTENTS, Contents, dump_contents, entry_of
 from weightpkg.digest import fingerprint_file
-from weightpkg.mirror_server.listen import MirrorServer, Options
+from weightpkg.listening.process import Listening
+from weightpkg.mirror_server.listen import MirrorServer
 from weightpkg.store import Store
 
 KEY = 64 * "5"
@@ -170,7 +171,7 @@ class Answer:
 def serve(root: Path, *, key: str | None = None, url: str | None = None) -> Iterator[Served]:
     """Serve a mirror's directory until the block ends."""
     log: list[str] = []
-    options = Options(address="127.0.0.1", port=0, key=key, url=url)
+    options = Listening(address="127.0.0.1", port=0, key=key, url=url)
     server = MirrorServer(root, options, log.append)
     thread = Thread(target=server.run)
     thread.start()

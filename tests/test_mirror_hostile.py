@@ -18,7 +18,7 @@ import pytest
 
 from mirrors import KEY, MirrorDirectory, Served, make_mirror, serve
 from weightpkg.digest import CHUNK_SIZE
-from weightpkg.mirror_server import connection
+from weightpkg.listening import connection
 
 CONFIG = b'{"model_type": "llama"}'
 CANARY = b"nobody outside may read this"

@@ -22,6 +22,7 @@ EXIT_INTERRUPTED = 130
 TABLE = {
     "run": "Run a model: answer a prompt, or chat.",
     "embed": "Make vectors of texts.",
+    "serve": "Serve models by OpenAI's API.",
     "install": "Fetch, verify, store and convert models.",
     "uninstall": "Remove installed models.",
     "list": "List installed models.",

@@ -22,8 +22,8 @@ from typing import Any, cast
 from weightpkg.contents import CONTENTS, Contents, Entry, read_contents
 from weightpkg.digest import CHUNK_SIZE
 from weightpkg.errors import DocumentError
+from weightpkg.listening.gate import Gate, NotLetInError
 from weightpkg.mirror_server.checked import CheckedFile, DamagedError, Shelf
-from weightpkg.mirror_server.gate import Gate
 from weightpkg.mirror_server.holdings import Holdings, read_holdings
 from weightpkg.mirror_server.hub import Hub
 from weightpkg.mirror_server.metrics import CONTENT_TYPE, Metrics
@@ -219,6 +219,8 @@ class App:
                 reply = await loop.run_in_executor(
                     self._answering, self._routed, request, answer.scope
                 )
+        except NotLetInError as error:
+            reply = RefusedError(error.status, str(error), headers=error.headers).reply
         except RefusedError as refused:
             reply = refused.reply
         except DamagedError as error:

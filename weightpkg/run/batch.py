@@ -111,6 +111,11 @@ class Cache:
         self.buffers, self.capacity = fresh, capacity
         return True
 
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copy the first tokens of one row to another."""
+        for buffer in self.buffers:
+            buffer[target, :, :length] = buffer[source, :, :length]
+
     def exchange(self, one: int, other: int, lengths: tuple[int, int]) -> None:
         """Let two rows, of so many tokens, change places."""
         if one == other:
@@ -159,19 +164,24 @@ class Batch:
         Raises:
             RunError: there is not enough memory for its prompt.
         """
-        places = [i for i, row in enumerate(self._rows) if row.request is None]
-        n_cached = {i: _common(self._rows[i].tokens, request.prompt) for i in places}
-        place = max(places, key=lambda i: (n_cached[i], -self._rows[i].used))
-        count = n_cached[place]
+        self._reserve(len(request.prompt) + 1)
+        n_cached = [_common(self._in_cache(i), request.prompt) for i in range(len(self._rows))]
+        free = [i for i, row in enumerate(self._rows) if row.request is None]
+        place = max(free, key=lambda i: (n_cached[i], -self._rows[i].used))
+        best = max(range(len(n_cached)), key=n_cached.__getitem__)
         row = self._rows[place]
+        if n_cached[best] > n_cached[place]:  # of one that is being answered
+            self._cache.copy(best, place, n_cached[best])
+            row.tokens = self._rows[best].tokens[: n_cached[best]]
+        count = max(n_cached)
         row.request, row.rest = request, list(request.prompt[count:])
         del row.tokens[count:]
-        try:
-            self._reserve(len(request.prompt) + 1)
-        except RunError:
-            row.request = None
-            raise
         return count
+
+    def _in_cache(self, place: int) -> Sequence[int]:
+        """The tokens of a row whose keys and values are there."""
+        tokens = self._rows[place].tokens
+        return tokens[:-1] if place < self._n_active else tokens
 
     def step(self) -> None:
         """Read a piece of a prompt, if there is one, and continue all rows by one token."""
@@ -181,6 +191,10 @@ class Batch:
             self._read(min(reading, key=lambda row: row.used))
         if self._n_active:
             self._continue()
+
+    def fail_all(self, error: RunError) -> None:
+        """End everything, and tell it why."""
+        self._fail([row for row in self._rows if row.request is not None], error)
 
     def _drop_cancelled(self) -> None:
         for row in list(self._rows):

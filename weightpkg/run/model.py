@@ -74,11 +74,11 @@ class Model:
         start = time.perf_counter()
         self._held = ExitStack()
         config = ModelConfig.read(directory)
-        self._template = _read_template(directory)
+        self._template = read_template(directory)
         try:
             with ThreadPoolExecutor(1) as pool:  # onnxruntime loads without Python's lock
                 session = pool.submit(Session, directory, config, threads=threads)
-                self._tokenizer = _read_tokenizer(directory)
+                self._tokenizer = read_tokenizer(directory)
                 self.session = session.result()
         except BaseException:
             self.close()
@@ -169,7 +169,8 @@ class Model:
         return self._template.render(messages)
 
 
-def _read_tokenizer(directory: Path) -> Tokenizer:
+def read_tokenizer(directory: Path) -> Tokenizer:
+    """Read the tokenizer of a model directory; RunError if it cannot be."""
     path = directory / "tokenizer.json"
     try:
         return Tokenizer.from_buffer(path.read_bytes())
@@ -177,7 +178,8 @@ def _read_tokenizer(directory: Path) -> Tokenizer:
         raise RunError(f"`{path}` cannot be read: {error}") from error
 
 
-def _read_template(directory: Path) -> ChatTemplate | None:
+def read_template(directory: Path) -> ChatTemplate | None:
+    """Return the chat template of a model directory, None if it has none; RunError if it is broken."""
     path = directory / "tokenizer_config.json"
     try:
         config: Mapping[str, object] = json.loads(path.read_bytes())

@@ -115,7 +115,7 @@ class Session:
         self.tokens: list[int] = []
         self.provider = "CPUExecutionProvider"
         self.reason = "the one provider that this version uses"
-        self._session = _load(directory / "model.onnx", self.provider, threads)
+        self._session = load_session(directory / "model.onnx", self.provider, threads)
         self._names = [f"{i}.{part}" for i in range(config.n_layers) for part in ("key", "value")]
         self._cache: list[NDArray[np.float32]] = []
         self._capacity = 0
@@ -185,7 +185,8 @@ class Session:
         self._capacity = capacity
 
 
-def _load(path: Path, provider: str, threads: int) -> ort.InferenceSession:
+def load_session(path: Path, provider: str, threads: int) -> ort.InferenceSession:
+    """Load a graph; `RunError` where onnxruntime refuses it, or has not enough memory."""
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors: they come as exceptions
     options.intra_op_num_threads = threads

@@ -54,8 +54,12 @@ class ChatTemplate:
             self._process.communicate()
             self._process = None
 
-    def render(self, messages: Sequence[Message]) -> str:
+    def render(self, messages: Sequence[Message], *, tools: Sequence[Message] | None = None) -> str:
         """Return the prompt that stands for the messages, ready for the assistant's turn.
+
+        Args:
+            messages: each with a `role` and a `content`.
+            tools: what the assistant may call, as templates expect it: JSON schemas of functions.
 
         Raises:
             TemplateError: the template is broken, refuses the messages, or takes too long.
@@ -63,7 +67,7 @@ class ChatTemplate:
         fresh, self._process = self._process, None
         process = fresh or _start()
         try:
-            answer = self._ask(process, messages)
+            answer = self._ask(process, messages, tools)
         except TemplateError:
             process.kill()
             process.communicate()
@@ -73,8 +77,15 @@ class ChatTemplate:
             raise TemplateError(f"the chat template fails: {answer['error']}", hint=_HINT)
         return answer["prompt"]
 
-    def _ask(self, process: subprocess.Popen[str], messages: Sequence[Message]) -> dict[str, str]:
-        variables = {"messages": list(messages), "add_generation_prompt": True}
+    def _ask(
+        self,
+        process: subprocess.Popen[str],
+        messages: Sequence[Message],
+        tools: Sequence[Message] | None,
+    ) -> dict[str, str]:
+        variables: dict[str, object] = {"messages": list(messages), "add_generation_prompt": True}
+        if tools:
+            variables["tools"] = list(tools)
         request = {"source": self._source, "variables": self._special_tokens | variables}
         assert process.stdin is not None  # noqa: S101  it is a pipe
         assert process.stdout is not None  # noqa: S101  the same

@@ -35,7 +35,8 @@ def command(
     listens is printed, and each answer is a line of the log. Ends on SIGTERM or Ctrl-C.
     """
     try:
-        from weightpkg.mirror_server.listen import MirrorServer, Options, read_key
+        from weightpkg.listening.process import Listening, read_key
+        from weightpkg.mirror_server.listen import MirrorServer
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in {"uvicorn", "h11"}:
             raise
@@ -44,7 +45,7 @@ def command(
             hint='`pip install "weightpkg[serve]"`, or serve the directory by any web server',
         ) from error
     key = read_key(key_file, Settings.from_environment().environ.get("WEIGHTPKG_MIRROR_KEY"))
-    options = Options(address=address, port=port, url=url, key=key, is_public=public)
+    options = Listening(address=address, port=port, url=url, key=key, is_public=public)
     server = MirrorServer(directory, options, _log(quiet=quiet))
     for each in server.urls:
         click.echo(each)

@@ -63,3 +63,7 @@ class Embedder(Held):
 
         self._texts.compute(encodings, take)
         return vectors
+
+    def count_tokens(self, texts: Sequence[str]) -> int:
+        """Return how many tokens are read of all texts together; errors as `embed`."""
+        return sum(len(each.ids) for each in self._texts.encoder.encode(texts, Silence()))

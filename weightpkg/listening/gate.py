@@ -1,4 +1,4 @@
-"""Who may ask: names of this server in `Host`, nobody sent by another site, and who has the key.
+"""Who may ask: only by a name of this server, not for another site's page, and with the key.
 
 A page of any site can have its name lead to 127.0.0.1 (DNS rebinding) and so read what is served to
 this machine alone; so `Host` must be a name that is known to be ours.
@@ -11,13 +11,21 @@ import binascii
 import hmac
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-from weightpkg.mirror_server.reply import RefusedError
+from urllib.parse import urlsplit
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::(?P<port>\d{1,5}))?\Z", re.IGNORECASE)  # fmt: skip
+
+
+class NotLetInError(Exception):
+    """A request that is not let in; `status` of HTTP, and headers that belong to it."""
+
+    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = dict(headers or {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,28 +33,55 @@ class Gate:
     """What requests are let in.
 
     names: what the server is called beside loopback names, at any port (a proxy may have another).
-    is_open: whether it listens beyond loopback, so that any IP address may be its name: no site can
-        have a browser send one that is not the address that it connects to.
+    is_open: whether it listens beyond loopback, so that any IP address may be its name.
     key: what clients must know; None where nobody needs one.
+    origins: of other sites whose pages may ask, such as `https://chat.example`.
     """
 
     port: int
     names: frozenset[str] = frozenset()
     is_open: bool = False
     key: str | None = None
+    origins: frozenset[str] = frozenset()
 
-    def check(self, headers: list[tuple[bytes, bytes]]) -> None:
-        """Raise RefusedError for a request that must not be let in.
+    def check(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        """Refuse what a page of another site could have a browser send.
 
-        Args:
-            headers: all of them, names in lower case.
+        Raises:
+            NotLetInError: 403.
         """
         hosts = [value.decode("latin-1") for name, value in headers if name == b"host"]
         if len(hosts) != 1 or not self._is_ours(hosts[0]):
-            raise RefusedError(403, "the request's Host is not a name of this server")
+            raise NotLetInError(403, "the request's Host is not a name of this server")
         told = {name: value.decode("latin-1") for name, value in headers}
-        if b"origin" in told or told.get(b"sec-fetch-site") in {"cross-site", "same-site"}:
-            raise RefusedError(403, "requests of other sites' pages are refused")
+        origin = told.get(b"origin")
+        if origin in self.origins:
+            return
+        is_cross = told.get(b"sec-fetch-site") in {"cross-site", "same-site"}
+        if is_cross or (origin is not None and not self._is_own_origin(origin)):
+            raise NotLetInError(403, "requests of other sites' pages are refused")
+
+    def check_key(self, headers: Mapping[str, str]) -> None:
+        """Refuse who does not have the key, if there is one.
+
+        It comes as `Authorization: Bearer KEY`, or as the password of `Basic`.
+
+        Raises:
+            NotLetInError: 401.
+        """
+        if self.key is None:
+            return
+        told = _key_of(headers.get("authorization", ""))
+        if not hmac.compare_digest(told.encode(), self.key.encode()):
+            headers = {"WWW-Authenticate": 'Bearer realm="weightpkg"'}
+            raise NotLetInError(401, "the key is missing or wrong", headers)
+
+    def _is_own_origin(self, origin: str) -> bool:
+        try:
+            parts = urlsplit(origin)
+        except ValueError:
+            return False
+        return parts.scheme in {"http", "https"} and self._is_ours(parts.netloc)
 
     def _is_ours(self, host: str) -> bool:
         match = _HOST.match(host)
@@ -56,22 +91,6 @@ class Gate:
         if name in self.names:
             return True
         return port == self.port and (name in _LOOPBACK or (self.is_open and _is_address(name)))
-
-    def check_key(self, headers: Mapping[str, str]) -> None:
-        """Raise RefusedError unless the request has the key, if there is one.
-
-        It comes as `Authorization: Bearer KEY`, as clients of the hub send tokens, or as the
-        password of `Basic`.
-        """
-        if self.key is None:
-            return
-        told = headers.get("authorization", "")
-        if not hmac.compare_digest(_key_of(told).encode(), self.key.encode()):
-            raise RefusedError(
-                401,
-                "Invalid credentials in Authorization header",
-                headers={"WWW-Authenticate": 'Bearer realm="mirror"'},
-            )
 
 
 def _key_of(told: str) -> str:

@@ -1,0 +1,105 @@
+"""`weightpkg serve`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from weightpkg.api import ensure
+from weightpkg.cli.console import make_progress
+from weightpkg.errors import RunError
+from weightpkg.settings import Settings
+
+_UNKNOWN = 4 * 1024**3  # where a system does not say what memory it has
+
+
+@click.command("serve")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, metavar="N", help="Where to listen; 0 for any free port.")  # fmt: skip
+@click.option("--address", metavar="HOST", help="Where to listen; without it, this machine alone.")
+@click.option("--url", metavar="URL", help="How clients reach it, if by another name: a proxy's.")
+@click.option("--key-file", type=click.Path(path_type=Path), help="A file with the API key that clients must have; or WEIGHTPKG_API_KEY.")  # fmt: skip
+@click.option("--public", is_flag=True, help="Everybody who reaches it may ask.")
+@click.option("--allow-origin", "origins", multiple=True, metavar="URL", help="Another site whose pages may ask; repeat for more.")  # fmt: skip
+@click.option("--rows", type=click.IntRange(1, 256), default=8, show_default=True, help="Answers of a model at once.")  # fmt: skip
+@click.option("--queue", type=click.IntRange(0, 10_000), default=32, show_default=True, help="Requests that may wait.")  # fmt: skip
+@click.option("--threads", type=click.IntRange(0), default=0, help="0 for each physical core.")
+@click.option("--memory", type=click.FloatRange(min=0, min_open=True), metavar="GIB", help="For all loaded models; most of what there is if not given.")  # fmt: skip
+@click.option("--keep", type=click.IntRange(0), default=600, show_default=True, metavar="SECONDS", help="When a model that nobody asks leaves; 0 for never.")  # fmt: skip
+@click.pass_obj
+def command(
+    quiet: bool,
+    /,
+    names: tuple[str, ...],
+    port: int,
+    address: str | None,
+    url: str | None,
+    key_file: Path | None,
+    public: bool,
+    origins: tuple[str, ...],
+    rows: int,
+    queue: int,
+    threads: int,
+    memory: float | None,
+    keep: int,
+) -> None:
+    """Serve models by OpenAI's API, and a page to chat with them.
+
+    Without NAMEs, all that is installed can be asked for; a NAME is installed if it is not, and may be
+    a model directory that `weightpkg convert` made. Models are loaded when they are asked for. Where it
+    listens is printed; each request is a line of the log, without what it says. Ends on SIGTERM or
+    Ctrl-C, when what is being answered is answered.
+    """
+    try:
+        from weightpkg.listening.process import Listening, read_key
+        from weightpkg.server.serving import ModelServer, Options
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in {"fastapi", "starlette", "uvicorn", "h11"}:
+            raise
+        hint = '`pip install "weightpkg[serve]"`'
+        raise RunError(f"serving needs the library `{error.name}`", hint=hint) from error
+    settings = Settings.from_environment()
+    options = Options(
+        rows=rows,
+        waiting=queue,
+        threads=threads,
+        memory=_budget(memory),
+        keep_s=keep or None,
+    )
+    listening = Listening(
+        address=address,
+        port=port,
+        url=url,
+        key=read_key(key_file, settings.environ.get("WEIGHTPKG_API_KEY")),
+        is_public=public,
+        origins=frozenset(origins),
+    )
+    chosen = {_name(name): _directory(name, settings, quiet=quiet) for name in names} or None
+    server = ModelServer(settings.store(), chosen, options, listening, _log(quiet=quiet))
+    for each in server.urls:
+        click.echo(each)
+    server.run()
+
+
+def _budget(memory: float | None) -> int:
+    if memory is not None:
+        return int(memory * 1024**3)
+    from weightpkg.survey import this_machine
+
+    return this_machine().room or _UNKNOWN
+
+
+def _name(name: str) -> str:
+    return Path(name).resolve().name if Path(name).is_dir() else name
+
+
+def _directory(name: str, settings: Settings, *, quiet: bool) -> Path:
+    if Path(name).is_dir():
+        return Path(name).resolve()
+    return ensure(name, settings=settings, progress=make_progress(quiet=quiet))
+
+
+def _log(*, quiet: bool) -> Callable[[str], None]:
+    return lambda line: None if quiet else click.echo(line, err=True)

@@ -1,0 +1,126 @@
+"""What is served: text models that answer together, and models that make vectors."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weightpkg.errors import RunError, TemplateError
+from weightpkg.run.batch import Batch
+from weightpkg.run.model import read_template, read_tokenizer
+from weightpkg.run.session import ModelConfig, load_session
+from weightpkg.server.completion import Completion, Event, Options
+from weightpkg.server.engine import Engine
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+class PromptError(RunError):
+    """A prompt that cannot be answered, whatever the model."""
+
+
+class TextModel:
+    """A decoder with its tokenizer, its template and the thread that continues its answers."""
+
+    def __init__(self, directory: Path, *, threads: int, n_rows: int, n_waiting: int) -> None:
+        """Load a model directory.
+
+        Args:
+            directory: as a conversion made it.
+            threads: how many to compute with; 0 is one for each physical core.
+            n_rows: how many answers at once.
+            n_waiting: how many requests may wait.
+
+        Raises:
+            RunError: a file is missing or broken, or there is not enough memory.
+        """
+        self.n_rows = n_rows
+        self.config = ModelConfig.read(directory)
+        self.tokenizer = read_tokenizer(directory)
+        session = load_session(directory / "model.onnx", "CPUExecutionProvider", threads)
+        self._template = read_template(directory)
+        self._template_lock = threading.Lock()
+        self.engine = Engine(Batch(session, self.config, n_rows), n_waiting=n_waiting)
+        self.held = ExitStack()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is being answered."""
+        return self.engine.is_idle
+
+    def close(self) -> None:
+        """Free what it holds."""
+        self.engine.close()
+        if self._template is not None:
+            self._template.close()
+        self.held.close()
+
+    def encode_chat(
+        self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None
+    ) -> list[int]:
+        """Return the tokens of messages, as the model's template writes them.
+
+        Raises:
+            TemplateError: it fails, or the model has none.
+        """
+        if self._template is None:
+            raise TemplateError("the model has no chat template: it only continues text")
+        with self._template_lock:  # one process, one question after the other
+            text = self._template.render(messages, tools=tools)
+        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of a text that is to be continued."""
+        return list(self.tokenizer.encode(text).ids)
+
+    def room(self, prompt: Sequence[int]) -> int:
+        """How many tokens an answer can have.
+
+        Raises:
+            PromptError: none: the prompt is empty or fills the context.
+        """
+        if not prompt:
+            raise PromptError("the prompt is empty")
+        room = self.config.context_length - len(prompt)
+        if room < 1:
+            raise PromptError(
+                f"the prompt has {len(prompt):,} tokens, and the model's context "
+                f"{self.config.context_length:,}"
+            )
+        return room
+
+    def completion(
+        self, prompt: Sequence[int], options: Options, tell: Callable[[Event], None]
+    ) -> Completion:
+        """Prepare an answer, for the engine."""
+        return Completion(prompt, self.tokenizer, self.config.eos_token_ids, options, tell)
+
+
+class EmbeddingModel:
+    """A model that makes vectors; one request after the other."""
+
+    def __init__(self, directory: Path, *, threads: int) -> None:
+        """Load a model directory; errors as `Embedder`."""
+        from weightpkg.run.tasks.embedding import Embedder  # noqa: PLC0415  only these models need it
+
+        self._embedder = Embedder(directory, threads=threads)
+        self._lock = threading.Lock()
+        self.held = ExitStack()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is being computed."""
+        return not self._lock.locked()
+
+    def close(self) -> None:
+        """Free what it holds."""
+        self.held.close()
+
+    def embed(self, texts: Sequence[str]) -> tuple[NDArray[Any], int]:
+        """Return a vector for each text, (N, dimensions) float32, and how many tokens they have."""
+        with self._lock:
+            return self._embedder.embed(texts), self._embedder.count_tokens(texts)

@@ -1,0 +1,130 @@
+"""What routes do: find a model, have it loaded, have prompts answered.
+
+Answers are made in the engines' threads; what a route waits for comes through a queue of its own
+event loop. A client that goes away takes its answer with it: the row is free at the next step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from weightpkg.errors import RunError
+from weightpkg.server.completion import Completion, End, Event, Options
+from weightpkg.server.counters import Counters
+from weightpkg.server.engine import FullError
+from weightpkg.server.library import Entry, Library
+from weightpkg.server.pool import NoRoomError, Pool
+from weightpkg.server.served import TextModel
+from weightpkg.server.wire import RequestError
+
+_RETRY_AFTER_S = 2
+
+
+@dataclass(slots=True)
+class Answers:
+    """The answers to one request.
+
+    events: of all of them, each with the number of its answer, in the order in which they came.
+    """
+
+    completions: list[Completion]
+    n_prompt: int
+    events: asyncio.Queue[tuple[int, Event]]
+    n_tokens: int = 0
+
+    async def __aiter__(self) -> AsyncIterator[tuple[int, Event]]:
+        """Yield until all have ended; whoever stops earlier has them end, too."""
+        left = len(self.completions)
+        try:
+            while left:
+                i, event = await self.events.get()
+                if isinstance(event, RunError):
+                    raise event
+                if isinstance(event, End):
+                    left -= 1
+                    self.n_tokens += event.n_tokens
+                yield i, event
+        finally:
+            for each in self.completions:
+                each.is_cancelled = True
+
+
+class Service:
+    """What the routes do, over a library of models and the pool of those that are loaded."""
+
+    def __init__(self, library: Library, pool: Pool, counters: Counters) -> None:
+        self.library = library
+        self.pool = pool
+        self.counters = counters
+
+    def entry(self, name: str, *, is_text: bool) -> Entry:
+        """Return a model that can do what is asked.
+
+        Raises:
+            RequestError: there is none, or it cannot.
+        """
+        entry = self.library.find(name)
+        if entry is None:
+            known = ", ".join(f"`{each}`" for each in list(self.library.entries())[:10])
+            raise RequestError(
+                404,
+                f"the model `{name}` is not served here; there is {known or 'none'}",
+                code="model_not_found",
+                param="model",
+            )
+        if entry.is_text != is_text:
+            does = "writes text" if entry.is_text else "makes vectors"
+            raise RequestError(400, f"the model `{entry.name}` {does}", param="model")
+        return entry
+
+    async def open(self, stack: ExitStack, entry: Entry) -> Any:
+        """Have a model, loaded if need be, as long as the stack is open."""
+        try:
+            return await asyncio.to_thread(stack.enter_context, self.pool.use(entry.name))
+        except NoRoomError as error:
+            raise RequestError(
+                503,
+                f"there is no memory for `{entry.name}` beside the models that are answering",
+                kind="server_error",
+                headers={"Retry-After": "30"},
+            ) from error
+
+    def ask(
+        self, model: TextModel, prompts: Sequence[Sequence[int]], options: Sequence[Options]
+    ) -> Answers:
+        """Have prompts answered: of each, one answer for each of `options`.
+
+        Raises:
+            RequestError: too many wait already.
+        """
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+
+        def teller(i: int) -> Callable[[Event], None]:
+            def tell(event: Event) -> None:
+                loop.call_soon_threadsafe(events.put_nowait, (i, event))
+
+            return tell
+
+        pairs = [(prompt, each) for prompt in prompts for each in options]
+        completions = [model.completion(p, o, teller(i)) for i, (p, o) in enumerate(pairs)]
+        try:
+            model.engine.submit(*completions)
+        except FullError as error:
+            raise RequestError(
+                429,
+                "too many requests are waiting",
+                kind="rate_limit_error",
+                code="rate_limit_exceeded",
+                headers={"Retry-After": str(_RETRY_AFTER_S)},
+            ) from error
+        return Answers(completions, sum(map(len, prompts)), events)
+
+    def count(self, entry: Entry, answers: Answers) -> None:
+        """Count the tokens of answers."""
+        self.counters.add("weightpkg_prompt_tokens_total", answers.n_prompt, model=entry.name)
+        self.counters.add("weightpkg_generated_tokens_total", answers.n_tokens, model=entry.name)
