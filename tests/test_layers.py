@@ -38,7 +38,8 @@ ORDER = [
     "convert.messages", "convert.published", "convert.child_worker", "convert.child",
     "install", "verify", "repair", "settings",
     "seals", "locking", "project", "report", "syncing",
-    "run", "run.template_worker", "run.template", "run.session", "run.batch", "run.sampling", "run.generate",
+    "run", "run.template_worker", "run.template", "run.providers", "run.tuning", "run.loading", "run.session", "run.batch", "run.sampling",
+    "run.lookup", "run.constraint", "run.generate",
     "run.model",
     "api", "", "cli.console", "cli.chat", "cli.agreement", "cli.editing", "cli.names", "cli",
 ]  # fmt: skip

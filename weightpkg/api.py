@@ -207,6 +207,7 @@ def load(
     *,
     allow_install: bool = True,
     threads: int = 0,
+    device: str = "auto",
     settings: Settings | None = None,
     progress: Progress | None = None,
 ) -> Model:
@@ -216,7 +217,8 @@ def load(
         name: a role or a package of the project; elsewhere a requirement, such as
             `smollm2-135m-q4`, or a direct reference.
         allow_install: install it if it is not there.
-        threads: how many to compute with; 0 is one for each physical core.
+        threads: how many to compute with; 0 is one for each core that this process may use.
+        device: `auto`, `cpu`, `gpu`, `npu`, or an execution provider's name.
         settings: where things are, if not where the environment says.
         progress: told of an installation's steps.
 
@@ -239,6 +241,7 @@ def load(
         store.note_use(installed, time.time())
         from weightpkg.run.model import Model  # noqa: PLC0415  needs onnxruntime
 
-        model = Model(directory, threads=threads)
+        cache = store.root / "cache" / "graphs"
+        model = Model(directory, threads=threads, device=device, cache=cache)
         model.hold(stack.pop_all())
         return model

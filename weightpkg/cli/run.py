@@ -114,7 +114,7 @@ def _print_answer(stream: Stream, *, as_json: bool) -> None:
 def _figures(model: Model, stream: Stream) -> list[str]:
     figures = stream.statistics
     return [
-        f"{model.session.provider}: {model.session.reason}",
+        *model.session.explain(),
         f"loaded in {model.load_s:.2f} s",
         f"prefill {figures.n_prompt} tokens, {figures.prefill_rate:.0f} tokens/s",
         f"decode {len(figures.tokens)} tokens, {figures.decode_rate:.1f} tokens/s",

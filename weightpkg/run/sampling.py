@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from weightpkg.errors import RunError
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -62,12 +64,21 @@ class Sampler:
         Args:
             logits: (V,) float32, left as they are.
             tokens: what came before, for the repetition penalty.
+
+        Raises:
+            RunError: a logit is not a number, or none is finite.
         """
         sampling = self._sampling
         if sampling.repeat_penalty != 1.0:
             logits = _penalize(logits, tokens[-_PENALTY_WINDOW:], sampling.repeat_penalty)
+        best = int(logits.argmax())  # that of a NaN, where there is one
+        if not math.isfinite(logits[best]):
+            raise RunError(
+                f"the model computed {logits[best]} where a number belongs",
+                hint="`weightpkg verify` tells whether the model is damaged",
+            )
         if sampling.temperature == 0.0:
-            return int(logits.argmax())
+            return best
         candidates = _top_k(logits, sampling.top_k)
         probabilities = _softmax(logits[candidates])
         keep = _nucleus(probabilities, sampling.top_p)
@@ -77,6 +88,24 @@ class Sampler:
         cumulative = np.cumsum(probabilities, dtype=np.float64)
         draw = self._random.random() * cumulative[-1]
         return int(candidates[np.searchsorted(cumulative, draw, side="right")])
+
+
+def log_probabilities(
+    logits: NDArray[np.float32], token: int, n_top: int
+) -> tuple[float, list[tuple[int, float]]]:
+    """Return a token's log-probability and the `n_top` most likely tokens with theirs.
+
+    They are the model's own: before penalties, temperature and constraints.
+
+    Args:
+        logits: (V,) float32.
+        token: the one that was chosen.
+        n_top: how many.
+    """
+    largest = logits.max()
+    total = largest + np.log(np.exp(logits - largest).sum(dtype=np.float64))
+    top = [int(i) for i in _top_k(logits, n_top)] if n_top else []
+    return float(logits[token] - total), [(i, float(logits[i] - total)) for i in top]
 
 
 def _penalize(
