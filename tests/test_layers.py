@@ -40,7 +40,7 @@ ORDER = [
     "seals", "locking", "project", "report", "syncing",
     "run", "run.template_worker", "run.template", "run.providers", "run.tuning", "run.loading", "run.session", "run.batch", "run.sampling",
     "run.lookup", "run.constraint", "run.generate",
-    "run.model",
+    "run.model", "run.benchmark",
     "api", "", "cli.console", "cli.chat", "cli.agreement", "cli.editing", "cli.names", "cli",
 ]  # fmt: skip
 

@@ -21,6 +21,7 @@ EXIT_INTERRUPTED = 130
 
 TABLE = {
     "run": "Run a model: answer a prompt, or chat.",
+    "bench": "Measure how fast a model is on this machine.",
     "install": "Fetch, verify, store and convert models.",
     "uninstall": "Remove installed models.",
     "list": "List installed models.",

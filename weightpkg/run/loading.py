@@ -113,7 +113,9 @@ def choose(content: bytes, device: str, *, look_closely: bool = False) -> Decisi
     is_plain = available == [CPU] and device.lower() in {"auto", "cpu"}
     if is_plain and not look_closely:
         return decide(device, available, [], Needs())
-    return decide(device, available, look().devices, Needs.of(_parse(content)))
+    survey = look()
+    needs = Needs.of(_parse(content))
+    return decide(device, available, survey.devices, needs, system=survey.system)
 
 
 class _Maker:

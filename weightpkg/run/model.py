@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -237,16 +237,15 @@ class Model:
         """
         if n < 1:
             raise ValueError(f"n must be at least 1, not {n}")
-        seeds = [None if sampling.seed is None else (sampling.seed + i) % 2**64 for i in range(n)]
         return [
             self.stream(
                 prompt,
                 max_tokens=max_tokens,
-                sampling=replace(sampling, seed=seed),
+                sampling=sampling.shifted(i),
                 stop=stop,
                 constraint=constraint,
             ).finish()
-            for seed in seeds
+            for i in range(n)
         ]
 
     def render(self, messages: Sequence[Message]) -> str:

@@ -31,7 +31,7 @@ class Provider:
 
     name: onnxruntime's name; short: what a user types; kind: of the device it computes on.
     vendors: of devices that it can use; none for any.
-    package: the distribution that brings it.
+    package: the distribution that brings it; systems: for which; none for any.
     lacks: what of `Needs` it has no kernels for, and why; `*` for whatever is not a plain ONNX operator.
     options: of the provider; session: keys of the session.
     source: where its options and limits are described.
@@ -44,6 +44,7 @@ class Provider:
     package: str
     source: str
     vendors: tuple[str, ...] = ()
+    systems: tuple[str, ...] = ()
     lacks: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, str] = field(default_factory=dict)
     session: Mapping[str, str] = field(default_factory=dict)
@@ -59,6 +60,7 @@ TABLE: tuple[Provider, ...] = (
     Provider(
         name="CUDAExecutionProvider",
         short="cuda",
+        systems=("linux", "windows"),
         kind="gpu",
         vendors=("NVIDIA",),
         package="onnxruntime-gpu",
@@ -71,6 +73,7 @@ TABLE: tuple[Provider, ...] = (
     Provider(
         name="NvTensorRTRTXExecutionProvider",
         short="tensorrt-rtx",
+        systems=("linux", "windows"),
         kind="gpu",
         vendors=("NVIDIA",),
         package="onnxruntime-trt-rtx",
@@ -81,6 +84,7 @@ TABLE: tuple[Provider, ...] = (
     Provider(
         name="TensorrtExecutionProvider",
         short="tensorrt",
+        systems=("linux", "windows"),
         kind="gpu",
         vendors=("NVIDIA",),
         package="onnxruntime-gpu",
@@ -92,6 +96,7 @@ TABLE: tuple[Provider, ...] = (
     Provider(
         name="DmlExecutionProvider",
         short="directml",
+        systems=("windows",),
         kind="gpu",
         package="onnxruntime-directml",
         lacks={
@@ -115,6 +120,7 @@ TABLE: tuple[Provider, ...] = (
     Provider(
         name="CoreMLExecutionProvider",
         short="coreml",
+        systems=("darwin",),
         kind="npu",
         vendors=("Apple",),
         package="onnxruntime",
@@ -126,6 +132,7 @@ TABLE: tuple[Provider, ...] = (
     Provider(
         name="OpenVINOExecutionProvider",
         short="openvino",
+        systems=("linux", "windows"),
         kind="gpu",
         vendors=("Intel",),
         package="onnxruntime-openvino",
@@ -137,6 +144,7 @@ TABLE: tuple[Provider, ...] = (
     Provider(
         name="QNNExecutionProvider",
         short="qnn",
+        systems=("windows",),
         kind="npu",
         vendors=("Qualcomm",),
         package="onnxruntime-qnn",
@@ -148,6 +156,7 @@ TABLE: tuple[Provider, ...] = (
     Provider(
         name="MIGraphXExecutionProvider",
         short="migraphx",
+        systems=("linux",),
         kind="gpu",
         vendors=("AMD",),
         package="onnxruntime-migraphx",
@@ -158,6 +167,7 @@ TABLE: tuple[Provider, ...] = (
     Provider(
         name="ROCMExecutionProvider",
         short="rocm",
+        systems=("linux",),
         kind="gpu",
         vendors=("AMD",),
         package="onnxruntime-rocm",
@@ -190,6 +200,10 @@ class Needs:
     def of(cls, model: ModelProto) -> Needs:
         """Count the nodes of a graph, those within its branches too."""
         return cls(dict(Counter(need for node in _nodes(model.graph) for need in _needs_of(node))))
+
+
+TYPICAL = Needs({"*": 1, "int4-blocks": 1, "int8-blocks": 1, "gather-blocks": 1, "attention": 1})
+"""Of a quantised decoder, where nobody has said which."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -247,7 +261,12 @@ class Decision:
 
 
 def decide(
-    request: str, available: Sequence[str], devices: Sequence[Device], needs: Needs
+    request: str,
+    available: Sequence[str],
+    devices: Sequence[Device],
+    needs: Needs,
+    *,
+    system: str = "",
 ) -> Decision:
     """Choose a provider.
 
@@ -256,11 +275,12 @@ def decide(
         available: the providers of this onnxruntime.
         devices: what there is beside the processor.
         needs: of the graph.
+        system: `linux`, `windows` or `darwin`; empty where it does not matter.
 
     Raises:
         RunError: what was asked for is not known, or cannot run the graph here.
     """
-    verdicts = tuple(_judge(provider, available, devices, needs) for provider in TABLE)
+    verdicts = tuple(_judge(provider, available, devices, needs, system) for provider in TABLE)
     asked = _asked(request)
     candidates = sorted(
         (verdict for verdict in verdicts if verdict.provider in asked),
@@ -294,15 +314,22 @@ def landed_on_cpu(chosen: Provider, placed: Iterable[tuple[str, str]]) -> list[s
 
 
 def _judge(
-    provider: Provider, available: Sequence[str], devices: Sequence[Device], needs: Needs
+    provider: Provider,
+    available: Sequence[str],
+    devices: Sequence[Device],
+    needs: Needs,
+    system: str,
 ) -> Verdict:
     kinds = {"gpu", "npu"} if provider.short in {"openvino", "coreml"} else {provider.kind}
+    fits = not system or not provider.systems or system in provider.systems
     has_device = provider.kind == "cpu" or any(
-        device.kind in kinds and (not provider.vendors or device.vendor in provider.vendors)
+        fits
+        and device.kind in kinds
+        and (not provider.vendors or device.vendor in provider.vendors)
         for device in devices
     )
     missing = [
-        f"{why} ({needs.counts[need]} nodes)"
+        f"{why} ({needs.counts[need]} nodes)" if needs is not TYPICAL else why
         for need, why in provider.lacks.items()
         if needs.counts.get(need)
     ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,6 +49,10 @@ class Sampling:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and low <= value <= high):
                 raise ValueError(f"{name} must be between {low} and {high}, not {value}")
+
+    def shifted(self, count: int) -> Sampling:
+        """Return the same for another sample: of seed + count, where there is a seed."""
+        return self if self.seed is None else replace(self, seed=(self.seed + count) % 2**64)
 
 
 class Sampler:
