@@ -156,6 +156,9 @@ def _tokens(
                 statistics.logprobs.append(_logprob(row, token, options.logprobs))
             text.append(token)
             statistics.tokens.append(token)
+            if token == guessed:
+                n_right += 1
+                statistics.n_right += 1
             statistics.decode_s = time.perf_counter() - start
             yield token
             if matcher and matcher.is_done:
@@ -165,10 +168,8 @@ def _tokens(
                 return
             if token != guessed:
                 break
-            n_right += 1
         session.rewind(len(text) - 1)
         lookup.learn_from(len(guess), n_right)
-        statistics.n_right += n_right
         guess = lookup.guess(text, most - len(statistics.tokens) - 1) if options.lookup else []
         statistics.n_guessed += len(guess)
         logits = session.forward_all([text[-1], *guess], keep=len(guess) + 1)
