@@ -23,8 +23,9 @@ from weightpkg.run.loading import MODEL_FILE, ORT_ERRORS, choose, load_graph
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# Prompts enter in pieces of this many tokens: enough for full speed, and memory stays bounded.
-_CHUNK = 512
+# Prompts enter in pieces: enough tokens for full speed, and memory stays bounded. Attention's own is
+# that of a piece times all tokens before it, so later pieces are smaller.
+_CHUNK, _LATER_CHUNK, _LATER = 512, 256, 1024
 _FIRST_CAPACITY = 512
 _MANIFEST = "weightpkg.toml"
 # where a provider keeps the cache; the others take it from the processor's memory
@@ -171,9 +172,11 @@ class Session:
                 hint="shorten the prompt",
             )
         self._reserve(total)
-        ends = [*range(_CHUNK, len(tokens) - keep + 1, _CHUNK), len(tokens)]
         start = 0
-        for end in ends:
+        while start < len(tokens):
+            end = start + (_CHUNK if len(self.tokens) < _LATER else _LATER_CHUNK)
+            if end > len(tokens) - keep:  # all that are kept are of one piece
+                end = len(tokens)
             self._keep_logits(keep if end == len(tokens) else 1)
             self._step(tokens[start:end])
             start = end
@@ -210,10 +213,10 @@ class Session:
         kept = len(self.tokens)
         old, self._cache = self._cache, []
         try:
-            for i, name in enumerate(self._names):
+            for name in self._names:
                 buffer = np.zeros(shape, self._cache_type)
                 if kept:
-                    buffer[:, :, :kept] = old[i].numpy()[:, :, :kept]
+                    buffer[:, :, :kept] = old.pop(0).numpy()[:, :, :kept]
                 value = _ort(buffer, self._place)
                 self._cache.append(value)
                 self._binding.bind_ortvalue_input(f"past_key_values.{name}", value)
