@@ -104,6 +104,10 @@ def command(
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+    if not all(stop):
+        raise click.UsageError("--stop: an empty text stops nothing")
+    if logprobs is not None and not as_json:
+        raise click.UsageError("--logprobs goes with --json")
     constraint = _constraint(json_schema, regex)
     progress = make_progress(quiet=quiet)
     with load(
