@@ -34,6 +34,7 @@ from report import Report, installed_model, model_arguments
 
 PROMPTS = (128, 512)
 LONG = 2040
+GRAPHS = Path(tempfile.gettempdir()) / "weightpkg-bench-graphs"
 SUMMARY = "Repeat the text.\n\n{text}\n\nThe text again:\n\n{beginning}"
 DECODE_AFTER, DECODE = 128, 64
 Feed = Callable[[Sequence[int]], object]
@@ -76,7 +77,7 @@ def weightpkg(_: Path, directory: Path, threads: int) -> Callable[[], Figures]:
     from weightpkg.run.session import ModelConfig, Session  # noqa: PLC0415  each engine in its own process
 
     config = ModelConfig.read(directory)
-    session = Session(directory, config, threads=threads, cache=directory.parent / "graphs")
+    session = Session(directory, config, threads=threads, cache=GRAPHS)
     return lambda: measure(session.forward, lambda: session.rewind(0))
 
 
@@ -131,8 +132,7 @@ def whole_process(engine: str, source: Path, directory: Path, threads: int, n_pr
     if engine == "weightpkg":
         from weightpkg.run.model import Model  # noqa: PLC0415  each engine in its own process
 
-        cache = directory.parent / "graphs"
-        with Model(directory, threads=threads, cache=cache) as model:
+        with Model(directory, threads=threads, cache=GRAPHS) as model:
             if prompt:
                 print(model.session.forward(prompt).argmax(), flush=True)
             else:
@@ -161,7 +161,7 @@ def lookup(directory: Path, threads: int, rounds: int) -> Figures:
     prompt = SUMMARY.format(text=words[:1500], beginning=words[:150])
     rates: dict[bool, list[float]] = {False: [], True: []}
     answers = set()
-    with Model(directory, threads=threads, cache=directory.parent / "graphs") as model:
+    with Model(directory, threads=threads, cache=GRAPHS) as model:
         for _ in range(rounds):
             for is_guessing, seen in rates.items():
                 answer = model.generate(prompt, max_tokens=160, lookup=is_guessing)
