@@ -78,6 +78,36 @@ def test_run_answers_a_prompt_or_standard_input_the_same_each_time(weightpkg: We
         assert word in figures
 
 
+def test_run_has_answers_of_a_form_stops_samples_and_logprobs(
+    weightpkg: Weightpkg, tmp_path: Path, settings: Settings
+) -> None:
+    words = ("run", "tiny", "Hi", "--json", "--max-tokens", "40")
+    row = json.loads(weightpkg(*words, "--regex", "[0-9]{3}", "--logprobs", "2").stdout)
+    assert len(row["text"]) == 3
+    assert row["text"].isdigit()
+    assert row["finish-reason"] == "stop"
+    assert len(row["logprobs"]) == len(row["tokens"])
+    assert len(row["logprobs"][0]["top"]) == 2
+    (tmp_path / "schema.json").write_text('{"enum": ["yes", "no"]}')
+    form = f"@{tmp_path / 'schema.json'}"
+    assert json.loads(weightpkg(*words, "--json-schema", form).stdout)["text"] in {'"yes"', '"no"'}
+    sampled = weightpkg(*words, "-n", "2", "--temperature", "2", "--seed", "1", "--lookup").stdout
+    one, other = json.loads(sampled)
+    assert one["tokens"] != other["tokens"]
+    kept = list((settings.home / "cache" / "graphs").iterdir())
+    assert len(kept) == 1  # for this machine, by the first of these runs
+
+
+def test_bench_measures(weightpkg: Weightpkg) -> None:
+    words = ("bench", "tiny", "--prompt", "20", "--answer", "4", "--rounds", "1")
+    figures = json.loads(weightpkg(*words, "--json").stdout)
+    assert figures["prompt-tokens"] == 20
+    assert figures["decode-tokens-per-s"] > 0
+    table = weightpkg(*words).stdout
+    for word in ("provider", "load", "prefill", "first token", "decode", "peak memory"):
+        assert word in table
+
+
 def test_a_model_without_a_template_continues_text_and_says_so(
     weightpkg: Weightpkg, tmp_path: Path
 ) -> None:
@@ -133,6 +163,16 @@ MISTAKES = [
     (["run", "tiny", "Hi", "--no-install"], 4, ["not installed", "weightpkg install tiny-q4"]),
     (["uninstall", "tiny"], 4, ["not installed"]),
     (["run", "tiny", "Hi", "--temperature", "-1"], 2, ["temperature must be between"]),
+    (["run", "tiny", "Hi", "--stop", ""], 2, ["stops nothing"]),
+    (["run", "tiny", "Hi", "--logprobs", "2"], 2, ["--logprobs goes with --json"]),
+    (["run", "tiny", "Hi", "--regex", "a", "--json-schema", "{}"], 2, ["do not go together"]),
+    (["run", "tiny", "Hi", "--json-schema", "@no such file"], 2, ["no such file"]),
+    (["run", "tiny", "Hi", "--json-schema", "{"], 9, ["the JSON schema is not JSON"]),
+    (["run", "tiny", "Hi", "--regex", "("], 9, ["the regex is not valid"]),
+    (["run", "tiny", "Hi", "--device", "tpu"], 9, ["no device and no execution provider", "cuda"]),
+    (["run", "tiny", "Hi", "--device", "qnn"], 9, ["`qnn` cannot run this model here"]),
+    (["bench", "tiny", "--prompt", "4096"], 9, ["more than the model's context", "--prompt"]),
+    (["bench", "tinny"], 4, ["no model is called `tinny`"]),
     (["install"], 2, ["Missing argument"]),
     (["instal"], 2, ["No such command"]),
 ]

@@ -46,6 +46,7 @@ SCHEMA = {
     "memory": {"total": int, "available": int, "limit": None},
     "devices": list,
     "onnxruntime": {"version": str, "error": None, "distributions": dict, "providers": list},
+    "execution": None,
     "store": {
         "path": str, "error": None, "is-writable": bool, "free": int, "size": int, "installed": int,
         "in-use": int, "partials": int, "partial-size": int, "quarantined": int,

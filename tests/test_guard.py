@@ -88,7 +88,7 @@ def test_another_site_may_be_let_in() -> None:
         ("", False),
         (f"Bearer {'k' * 15}", False),
         (f"Basic {'k' * 16}", False),
-        ("Basic dTpra2tra2tra2tra2tra2tra2tr", True),  # u:kkkkkkkkkkkkkkkk
+        ("Basic dTpra2tra2tra2tra2tra2tr", True),  # u:kkkkkkkkkkkkkkkk
         ("Bearer \xff", False),
     ],
 )

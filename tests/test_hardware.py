@@ -288,7 +288,7 @@ def test_names_the_package_that_would_bring_more(
         ((severity, text),) = found
         assert severity == "note"
         assert text.startswith(f"`{distribution}` brings")
-        assert "runs models on the processor" in text
+        assert f"then pip install {distribution}" in text
 
 
 def test_what_is_there_already_is_not_named() -> None:

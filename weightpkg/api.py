@@ -244,6 +244,7 @@ def load(
     task: Literal["text-generation"],
     allow_install: bool = ...,
     threads: int = ...,
+    device: str = ...,
     settings: Settings | None = ...,
     progress: Progress | None = ...,
 ) -> Model: ...
@@ -254,6 +255,7 @@ def load(
     task: Literal["feature-extraction"],
     allow_install: bool = ...,
     threads: int = ...,
+    device: str = ...,
     settings: Settings | None = ...,
     progress: Progress | None = ...,
 ) -> Embedder: ...
@@ -264,6 +266,7 @@ def load(
     task: Literal["text-classification"],
     allow_install: bool = ...,
     threads: int = ...,
+    device: str = ...,
     settings: Settings | None = ...,
     progress: Progress | None = ...,
 ) -> Classifier: ...
@@ -274,6 +277,7 @@ def load(
     task: Literal["token-classification"],
     allow_install: bool = ...,
     threads: int = ...,
+    device: str = ...,
     settings: Settings | None = ...,
     progress: Progress | None = ...,
 ) -> Tagger: ...
@@ -284,6 +288,7 @@ def load(
     task: Literal["fill-mask"],
     allow_install: bool = ...,
     threads: int = ...,
+    device: str = ...,
     settings: Settings | None = ...,
     progress: Progress | None = ...,
 ) -> Filler: ...
@@ -294,6 +299,7 @@ def load(
     task: Literal["image-classification"],
     allow_install: bool = ...,
     threads: int = ...,
+    device: str = ...,
     settings: Settings | None = ...,
     progress: Progress | None = ...,
 ) -> ImageClassifier: ...
@@ -304,6 +310,7 @@ def load(
     task: Literal["tensors"],
     allow_install: bool = ...,
     threads: int = ...,
+    device: str = ...,
     settings: Settings | None = ...,
     progress: Progress | None = ...,
 ) -> TensorModel: ...
@@ -314,6 +321,7 @@ def load(
     task: Task | None = ...,
     allow_install: bool = ...,
     threads: int = ...,
+    device: str = ...,
     settings: Settings | None = ...,
     progress: Progress | None = ...,
 ) -> AnyModel: ...
@@ -323,6 +331,7 @@ def load(
     task: Task | None = None,
     allow_install: bool = True,
     threads: int = 0,
+    device: str = "auto",
     settings: Settings | None = None,
     progress: Progress | None = None,
 ) -> AnyModel:
@@ -334,7 +343,8 @@ def load(
         task: what it is to do; what it is for if not given. A type checker knows what is returned
             where it is.
         allow_install: install it if it is not there.
-        threads: how many to compute with; 0 is one for each physical core.
+        threads: how many to compute with; 0 is one for each core that this process may use.
+        device: `auto`, `cpu`, `gpu`, `npu`, or an execution provider's name.
         settings: where things are, if not where the environment says.
         progress: told of an installation's steps.
 
@@ -357,6 +367,7 @@ def load(
         store.note_use(installed, time.time())
         from weightpkg.run.tasks.opening import open_model  # noqa: PLC0415  needs onnxruntime
 
-        model = open_model(directory, task=task, threads=threads)
+        cache = store.root / "cache" / "graphs"
+        model = open_model(directory, task=task, threads=threads, device=device, cache=cache)
         model.hold(stack.pop_all())
         return model

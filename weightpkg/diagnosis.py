@@ -165,7 +165,7 @@ def _better(survey: Survey) -> Iterator[Finding]:
                 yield Finding(
                     "note",
                     f"`{build.distribution}` brings {build.provider} for the {device.vendor} "
-                    f"{device.kind.upper()}; this version of weightpkg runs models on the processor",
+                    f"{device.kind.upper()}",
                     f"pip uninstall {' '.join(installed)}, then pip install {build.distribution}",
                 )
             break

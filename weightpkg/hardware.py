@@ -182,6 +182,27 @@ def parse_limit(text: str) -> int | None:
     return None if limit is None or limit >= _NO_LIMIT else limit
 
 
+def cpu_quota_files(text: str) -> list[str]:
+    """Return where limits of processor time may be, below /sys/fs/cgroup.
+
+    >>> cpu_quota_files("0::/a")
+    ['a/cpu.max', 'cpu.max']
+    """
+    rows = [line.partition("::") for line in text.splitlines() if line.startswith("0::")]
+    return [name for _, _, path in rows for name in _upwards(path, "", "cpu.max")]
+
+
+def parse_cpu_quota(text: str) -> int | None:
+    """Read a cgroup's `cpu.max`, time and period, as whole processors; None is no limit.
+
+    >>> [parse_cpu_quota(text) for text in ("max 100000", "150000 100000", "50000 100000", "")]
+    [None, 2, 1, None]
+    """
+    quota, _, period = text.strip().partition(" ")
+    time, length = _natural(quota), _natural(period)
+    return None if time is None or not length else max(1, -(-time // length))
+
+
 def parse_nvidia_smi(text: str) -> list[Device]:
     """Read `nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader,nounits`."""
     rows = [row for row in csv.reader(text.splitlines(), skipinitialspace=True) if len(row) == 3]

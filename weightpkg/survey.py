@@ -20,8 +20,10 @@ from weightpkg.hardware import (
     Device,
     DeviceKind,
     Memory,
+    cpu_quota_files,
     memory_limit_files,
     merge_devices,
+    parse_cpu_quota,
     parse_cpuinfo,
     parse_limit,
     parse_meminfo,
@@ -73,6 +75,27 @@ class Survey:
 def this_machine() -> Machine:
     """Describe this machine, from the operating system alone: fast, and nothing is imported."""
     return Machine(device="cpu", memory=_memory().usable, system=platform.system().lower())
+
+
+def this_cpu() -> Cpu:
+    """Describe the processors, as fast."""
+    return _cpu()
+
+
+def usable_cores() -> int:
+    """Return how many threads compute best: physical cores that this process may use all of.
+
+    A second thread on a core computes nothing more, and threads beyond a control group's share wait for
+    each other.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    quotas = [
+        quota
+        for name in cpu_quota_files(_text(_PROC / "self" / "cgroup"))
+        if (quota := parse_cpu_quota(_text(_SYS / "fs" / "cgroup" / name))) is not None
+    ]
+    known = [count for count in (_cpu().physical, allowed, *quotas) if count]
+    return max(1, min(known, default=1))
 
 
 def look() -> Survey:

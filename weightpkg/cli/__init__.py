@@ -23,6 +23,7 @@ TABLE = {
     "run": "Run a model: answer a prompt, or chat.",
     "embed": "Make vectors of texts.",
     "serve": "Serve models by OpenAI's API.",
+    "bench": "Measure how fast a model is on this machine.",
     "install": "Fetch, verify, store and convert models.",
     "uninstall": "Remove installed models.",
     "list": "List installed models.",

@@ -17,7 +17,7 @@ PLACES = {
     "models": "converted models",
     "partial": "unfinished downloads",
     "quarantine": "damaged and replaced",
-    "cache": "what searches of the index need",
+    "cache": "what is made again when it is missing",
     "indexes": "what is held of signed indexes",
     "tmp": "unfinished",
 }

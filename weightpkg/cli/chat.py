@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import click
@@ -9,15 +10,16 @@ import click
 from weightpkg.errors import RunError
 
 if TYPE_CHECKING:
-    from weightpkg.run.model import Model
-    from weightpkg.run.sampling import Sampling
     from weightpkg.run.template import Message
 
 _PROMPT = "> "
 _END = {"/exit", "/quit", "/bye"}
 
 
-def chat(model: Model, *, system: str | None, max_tokens: int, sampling: Sampling) -> None:
+Ask = Callable[["list[Message]"], Iterable[str]]
+
+
+def chat(ask: Ask, *, system: str | None) -> None:
     """Read, answer, and remember, until the end of input or `/exit`."""
     _enable_line_editing()
     history: list[Message] = [{"role": "system", "content": system}] if system else []
@@ -27,7 +29,7 @@ def chat(model: Model, *, system: str | None, max_tokens: int, sampling: Samplin
             continue
         messages = [*history, {"role": "user", "content": text}]
         try:
-            answer = _answer(model, messages, max_tokens=max_tokens, sampling=sampling)
+            answer = _answer(ask, messages)
         except RunError as error:
             click.echo(f"error: {error.message}", err=True)
             if error.hint:
@@ -36,11 +38,11 @@ def chat(model: Model, *, system: str | None, max_tokens: int, sampling: Samplin
         history = [*messages, {"role": "assistant", "content": answer}]
 
 
-def _answer(model: Model, messages: list[Message], *, max_tokens: int, sampling: Sampling) -> str:
+def _answer(ask: Ask, messages: list[Message]) -> str:
     """Print an answer as it is made; return what was printed before it ended or was stopped."""
     pieces: list[str] = []
     try:
-        for piece in model.stream(messages, max_tokens=max_tokens, sampling=sampling):
+        for piece in ask(messages):
             pieces.append(piece)
             click.echo(piece, nl=False)
     except KeyboardInterrupt:

@@ -13,9 +13,10 @@ import click
 from weightpkg import __version__, files
 from weightpkg.cli.console import format_size, print_json, print_table
 from weightpkg.diagnosis import Finding, StoreHealth, diagnose
-from weightpkg.errors import StoreError
+from weightpkg.errors import RunError, StoreError
 from weightpkg.hardware import Device
 from weightpkg.retention import live_leases, partials
+from weightpkg.run.providers import TYPICAL, Decision, decide
 from weightpkg.settings import Settings
 from weightpkg.store import LAYOUT, Store
 from weightpkg.survey import Survey, look
@@ -27,17 +28,48 @@ from weightpkg.survey import Survey, look
 def command(ctx: click.Context, as_json: bool) -> None:
     """Say what this machine has for models, and what is wrong; exits with 1 if something is."""
     survey, store = look(), _health(Settings.from_environment().store())
-    findings = diagnose(survey, store)
+    findings, decision = diagnose(survey, store), _decision(survey)
     if as_json:
-        print_json(_as_json(survey, store, findings))
+        print_json(_as_json(survey, store, findings, decision))
     else:
         print_table([*_machine_rows(survey), *_runtime_rows(survey), *_store_rows(store)])
+        if decision is not None:
+            click.echo("\n".join(decision.lines()))
         for finding in findings:
             click.echo(f"{finding.severity}: {finding.what}")
             if finding.remedy:
                 click.echo(f"  {finding.remedy}")
     if any(finding.severity == "problem" for finding in findings):
         ctx.exit(1)
+
+
+def _decision(survey: Survey) -> Decision | None:
+    """Which provider runs a converted text model here; None where onnxruntime cannot."""
+    try:
+        runtime = survey.runtime
+        return decide("auto", runtime.providers, survey.devices, TYPICAL, system=survey.system)
+    except RunError:
+        return None
+
+
+def _decision_json(decision: Decision) -> dict[str, object]:
+    return {
+        "provider": decision.chosen.name,
+        "reason": decision.reason,
+        "better": decision.better,
+        "candidates": [
+            {
+                "provider": verdict.provider.name,
+                "package": verdict.provider.package,
+                "source": verdict.provider.source,
+                "is-present": verdict.is_present,
+                "has-device": verdict.has_device,
+                "is-usable": verdict.is_usable,
+                "reason": verdict.reason,
+            }
+            for verdict in decision.verdicts
+        ],
+    }
 
 
 def _health(store: Store) -> StoreHealth:
@@ -136,7 +168,9 @@ def _store_rows(store: StoreHealth) -> Iterator[tuple[str, str]]:
     )
 
 
-def _as_json(survey: Survey, store: StoreHealth, findings: list[Finding]) -> dict[str, object]:
+def _as_json(
+    survey: Survey, store: StoreHealth, findings: list[Finding], decision: Decision | None
+) -> dict[str, object]:
     cpu, memory, runtime = survey.cpu, survey.memory, survey.runtime
     return {
         "schema": 1,
@@ -160,6 +194,7 @@ def _as_json(survey: Survey, store: StoreHealth, findings: list[Finding]) -> dic
             "distributions": dict(runtime.distributions),
             "providers": runtime.providers,
         },
+        "execution": None if decision is None else _decision_json(decision),
         "store": {
             "path": store.path,
             "error": store.error,

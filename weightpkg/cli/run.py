@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -13,9 +15,11 @@ from weightpkg.cli.console import make_progress, print_json
 from weightpkg.cli.mirroring import mirror_options, settings_with
 from weightpkg.cli.tasks import answer, feed
 from weightpkg.cli.texts import read_stdin
+from weightpkg.run.constraint import Constraint
 from weightpkg.run.sampling import Sampling
 
 if TYPE_CHECKING:
+    from weightpkg.run.generate import TokenLogprob
     from weightpkg.run.model import Model, Stream
     from weightpkg.run.template import Message
 
@@ -34,6 +38,28 @@ if TYPE_CHECKING:
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without a template.")
 @click.option("--input", "inputs", multiple=True, metavar="NAME=VALUE", help="Feed an input: .npy, .json, JSON, zeros; or a .npz.")  # fmt: skip
 @click.option("--output", "outputs", multiple=True, metavar="NAME[=FILE]", help="Only this output, perhaps to a .npy or .json.")  # fmt: skip
+@click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text.")
+@click.option(
+    "--json-schema",
+    metavar="SCHEMA",
+    help="Have JSON that a schema allows: its text, or @FILE; {} for any JSON.",
+)
+@click.option("--regex", metavar="PATTERN", help="Have what a regular expression matches whole.")
+@click.option(
+    "--logprobs",
+    type=click.IntRange(0, 20),
+    metavar="N",
+    help="With --json: log-probabilities, and those of the N most likely tokens.",
+)
+@click.option(
+    "--lookup",
+    is_flag=True,
+    help="Guess tokens from the text so far: sooner where the answer repeats the prompt.",
+)
+@click.option("-n", "--samples", type=click.IntRange(1, 64), default=1, help="So many answers.")
+@click.option(
+    "--device", default="auto", show_default=True, help="auto, cpu, gpu, npu, or a provider."
+)
 @click.option("--threads", type=click.IntRange(0), default=0, help="0 for each physical core.")
 @click.option("--no-install", is_flag=True, help="Fail if the model is not installed.")
 @mirror_options
@@ -56,6 +82,13 @@ def command(
     raw: bool,
     inputs: tuple[str, ...],
     outputs: tuple[str, ...],
+    stop: tuple[str, ...],
+    json_schema: str | None,
+    regex: str | None,
+    logprobs: int | None,
+    lookup: bool,
+    samples: int,
+    device: str,
     threads: int,
     no_install: bool,
     mirror: str | None,
@@ -97,24 +130,60 @@ def command(
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+    if not all(stop):
+        raise click.UsageError("--stop: an empty text stops nothing")
+    if logprobs is not None and not as_json:
+        raise click.UsageError("--logprobs goes with --json")
+    constraint = _constraint(json_schema, regex)
     with load(
         name,
         allow_install=not no_install,
         threads=threads,
+        device=device,
         settings=settings,
         progress=progress,
     ) as model:
         if model.task != "text-generation":
             answer(model, prompt, text, progress, as_json=as_json)
             return
+        ask = partial(
+            model.stream,
+            max_tokens=max_tokens,
+            stop=stop,
+            logprobs=logprobs,
+            lookup=lookup,
+            constraint=constraint,
+        )
         if text is None:
-            chat(model, system=system, max_tokens=max_tokens, sampling=sampling)
+            chat(partial(ask, sampling=sampling), system=system)
             return
         request: str | list[Message] = text if raw else [*_system(system), _user(text)]
-        stream = model.stream(request, max_tokens=max_tokens, sampling=sampling)
-        _print_answer(stream, as_json=as_json)
-        if verbose:
-            click.echo("\n".join(_figures(model, stream)), err=True)
+        rows = []
+        for i in range(samples):
+            stream = ask(request, sampling=sampling.shifted(i))
+            if as_json:
+                rows.append(_as_json(model, stream, with_logprobs=logprobs is not None))
+            else:
+                _print_answer(stream, is_first=i == 0)
+            if verbose:
+                click.echo("\n".join(_figures(model, stream)), err=True)
+        if as_json:
+            print_json(rows[0] if samples == 1 else rows)
+
+
+def _constraint(json_schema: str | None, regex: str | None) -> Constraint | None:
+    if json_schema is not None and regex is not None:
+        raise click.UsageError("--json-schema and --regex do not go together")
+    if regex is not None:
+        return Constraint.regex(regex)
+    if json_schema is None:
+        return None
+    if json_schema.startswith("@"):
+        try:
+            json_schema = Path(json_schema[1:]).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise click.UsageError(f"--json-schema {json_schema}: {error}") from error
+    return Constraint.json_schema(json_schema)
 
 
 def _system(text: str | None) -> list[Message]:
@@ -125,31 +194,47 @@ def _user(text: str) -> Message:
     return {"role": "user", "content": text}
 
 
-def _print_answer(stream: Stream, *, as_json: bool) -> None:
-    if not as_json:
-        for piece in stream:
-            click.echo(piece, nl=False)
+def _print_answer(stream: Stream, *, is_first: bool) -> None:
+    if not is_first:
         click.echo()
-        return
+    for piece in stream:
+        click.echo(piece, nl=False)
+    click.echo()
+
+
+def _as_json(model: Model, stream: Stream, *, with_logprobs: bool) -> dict[str, object]:
     text = "".join(stream)
     figures = stream.statistics
-    print_json(
-        {
-            "text": text,
-            "tokens": figures.tokens,
-            "finish-reason": figures.finish_reason,
-            "prompt-tokens": figures.n_prompt,
-            "prefill-s": round(figures.prefill_s, 4),
-            "decode-s": round(figures.decode_s, 4),
-        }
-    )
+    row: dict[str, object] = {
+        "text": text,
+        "tokens": figures.tokens,
+        "finish-reason": figures.finish_reason,
+        "prompt-tokens": figures.n_prompt,
+        "prefill-s": round(figures.prefill_s, 4),
+        "decode-s": round(figures.decode_s, 4),
+    }
+    if with_logprobs:
+        row["logprobs"] = [_logprob(model, each) for each in figures.logprobs]
+    return row
+
+
+def _logprob(model: Model, each: TokenLogprob) -> dict[str, object]:
+    def one(token: int, logprob: float) -> dict[str, object]:
+        return {"token": token, "text": model.token_text(token), "logprob": round(logprob, 5)}
+
+    return {**one(each.token, each.logprob), "top": [one(*other) for other in each.top]}
 
 
 def _figures(model: Model, stream: Stream) -> list[str]:
     figures = stream.statistics
     return [
-        f"{model.session.provider}: {model.session.reason}",
+        *model.session.explain(),
         f"loaded in {model.load_s:.2f} s",
         f"prefill {figures.n_prompt} tokens, {figures.prefill_rate:.0f} tokens/s",
         f"decode {len(figures.tokens)} tokens, {figures.decode_rate:.1f} tokens/s",
+        *(
+            [f"guessed {figures.n_guessed} tokens, {figures.n_right} right"]
+            if figures.n_guessed
+            else []
+        ),
     ]

@@ -22,7 +22,7 @@ import numpy as np
 import onnxruntime as ort
 
 from weightpkg.errors import RunError
-from weightpkg.run.session import ORT_ERRORS
+from weightpkg.run.loading import ORT_ERRORS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -14,7 +14,8 @@ from typing import Literal, Self
 from tokenizers import Tokenizer
 
 from weightpkg.errors import RunError, TemplateError
-from weightpkg.run.generate import FinishReason, Statistics, generate
+from weightpkg.run.constraint import Constraint, Grammars
+from weightpkg.run.generate import FinishReason, Options, Statistics, generate
 from weightpkg.run.sampling import Sampling
 from weightpkg.run.session import ModelConfig, Session
 from weightpkg.run.template import ChatTemplate, Message
@@ -61,28 +62,42 @@ class Model:
 
     task: Literal["text-generation"] = "text-generation"
 
-    def __init__(self, directory: Path, *, threads: int = 0) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        threads: int = 0,
+        device: str = "auto",
+        cache: Path | None = None,
+    ) -> None:
         """Load a model directory.
 
         Args:
             directory: as a conversion made it.
-            threads: how many to compute with; 0 is one for each physical core.
+            threads: how many to compute with; 0 is one for each core that this process may use.
+            device: `auto`, `cpu`, `gpu`, `npu`, or a provider's name.
+            cache: where graphs are kept that were made for this machine; None keeps nothing.
 
         Raises:
-            RunError: a file is missing or broken, or there is not enough memory.
+            RunError: a file is missing or broken, the device cannot run it, or there is not enough memory.
         """
         start = time.perf_counter()
         self._held = ExitStack()
         config = ModelConfig.read(directory)
         self._template = read_template(directory)
+
+        def load() -> Session:
+            return Session(directory, config, threads=threads, device=device, cache=cache)
+
         try:
             with ThreadPoolExecutor(1) as pool:  # onnxruntime loads without Python's lock
-                session = pool.submit(Session, directory, config, threads=threads)
+                session = pool.submit(load)
                 self._tokenizer = read_tokenizer(directory)
                 self.session = session.result()
         except BaseException:
             self.close()
             raise
+        self._grammars = Grammars(self._tokenizer, config.vocab_size, config.eos_token_ids)
         self.load_s = time.perf_counter() - start
 
     def hold(self, stack: ExitStack) -> None:
@@ -107,6 +122,10 @@ class Model:
         *,
         max_tokens: int = DEFAULT_MAX_TOKENS,
         sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+        logprobs: int | None = None,
+        lookup: bool = False,
+        constraint: Constraint | None = None,
     ) -> Stream:
         """Answer piece by piece.
 
@@ -114,26 +133,51 @@ class Model:
             prompt: text to be continued as it is, or messages for the chat template.
             max_tokens: how many tokens at most.
             sampling: how to choose them; the most likely ones if not given.
+            stop: texts that end the answer, and are not part of it.
+            logprobs: have the log-probability of each token in the statistics, and those of so many others.
+            lookup: guess tokens from the text so far: the same answer, sooner where it repeats the prompt.
+            constraint: the form that the answer must have.
 
         Raises:
             TemplateError: the chat template fails, or there is none.
-            RunError: here or while iterating: the prompt is too long, or the model fails.
+            RunError: here or while iterating: the prompt is too long, the constraint is not valid, or the
+                model fails.
         """
-        if isinstance(prompt, str):
-            ids = self._tokenizer.encode(prompt).ids
-        else:
-            text = self.render(prompt)  # has its own special tokens
-            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        options = Options(
+            sampling=sampling or Sampling(),
+            max_tokens=max_tokens,
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            logprobs=logprobs,
+            lookup=lookup,
+        )
+        matcher = None if constraint is None else self._grammars.start(constraint)
+        ids = self.tokens_of(prompt)
         statistics = Statistics()
         pieces = generate(
             self.session,
             self._tokenizer,
             ids,
-            sampling=sampling or Sampling(),
-            max_tokens=max_tokens,
+            options=options,
             statistics=statistics,
+            matcher=matcher,
         )
         return Stream(pieces, statistics)
+
+    def tokens_of(self, prompt: str | Sequence[Message]) -> list[int]:
+        """Return the token ids of a prompt.
+
+        Raises:
+            TemplateError: it is messages, and the chat template fails, or there is none.
+        """
+        if isinstance(prompt, str):
+            return list(self._tokenizer.encode(prompt).ids)
+        text = self.render(prompt)  # has its own special tokens
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def token_text(self, token: int) -> str:
+        """Return the text of one token by itself, special ones as they are written."""
+        text: str = self._tokenizer.decode([token], skip_special_tokens=False)
+        return text
 
     def generate(
         self,
@@ -141,9 +185,21 @@ class Model:
         *,
         max_tokens: int = DEFAULT_MAX_TOKENS,
         sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+        logprobs: int | None = None,
+        lookup: bool = False,
+        constraint: Constraint | None = None,
     ) -> Answer:
-        """Continue a text, without a chat template; errors as `stream`."""
-        return self.stream(prompt, max_tokens=max_tokens, sampling=sampling).finish()
+        """Continue a text, without a chat template; arguments and errors as of `stream`."""
+        return self.stream(
+            prompt,
+            max_tokens=max_tokens,
+            sampling=sampling,
+            stop=stop,
+            logprobs=logprobs,
+            lookup=lookup,
+            constraint=constraint,
+        ).finish()
 
     def chat(
         self,
@@ -151,9 +207,48 @@ class Model:
         *,
         max_tokens: int = DEFAULT_MAX_TOKENS,
         sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+        logprobs: int | None = None,
+        lookup: bool = False,
+        constraint: Constraint | None = None,
     ) -> Answer:
-        """Answer messages, each with a `role` and a `content`; errors as `stream`."""
-        return self.stream(messages, max_tokens=max_tokens, sampling=sampling).finish()
+        """Answer messages, each with a `role` and a `content`; arguments and errors as of `stream`."""
+        return self.stream(
+            messages,
+            max_tokens=max_tokens,
+            sampling=sampling,
+            stop=stop,
+            logprobs=logprobs,
+            lookup=lookup,
+            constraint=constraint,
+        ).finish()
+
+    def samples(
+        self,
+        prompt: str | Sequence[Message],
+        n: int,
+        *,
+        sampling: Sampling,
+        max_tokens: int = DEFAULT_MAX_TOKENS,
+        stop: Sequence[str] = (),
+        constraint: Constraint | None = None,
+    ) -> list[Answer]:
+        """Answer `n` times; the prompt is read once. With a seed, the answers are those of seed, seed + 1, ...
+
+        Errors as of `stream`; ValueError if `n` is not positive.
+        """
+        if n < 1:
+            raise ValueError(f"n must be at least 1, not {n}")
+        return [
+            self.stream(
+                prompt,
+                max_tokens=max_tokens,
+                sampling=sampling.shifted(i),
+                stop=stop,
+                constraint=constraint,
+            ).finish()
+            for i in range(n)
+        ]
 
     def render(self, messages: Sequence[Message]) -> str:
         """Return the prompt that the chat template makes of messages.

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from weightpkg.errors import RunError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -48,6 +50,10 @@ class Sampling:
             if value is not None and not (math.isfinite(value) and low <= value <= high):
                 raise ValueError(f"{name} must be between {low} and {high}, not {value}")
 
+    def shifted(self, count: int) -> Sampling:
+        """Return the same for another sample: of seed + count, where there is a seed."""
+        return self if self.seed is None else replace(self, seed=(self.seed + count) % 2**64)
+
 
 class Sampler:
     """Draws tokens; two with the same seed draw the same."""
@@ -62,12 +68,21 @@ class Sampler:
         Args:
             logits: (V,) float32, left as they are.
             tokens: what came before, for the repetition penalty.
+
+        Raises:
+            RunError: a logit is not a number, or none is finite.
         """
         sampling = self._sampling
         if sampling.repeat_penalty != 1.0:
             logits = _penalize(logits, tokens[-_PENALTY_WINDOW:], sampling.repeat_penalty)
+        best = int(logits.argmax())  # that of a NaN, where there is one
+        if not math.isfinite(logits[best]):
+            raise RunError(
+                f"the model computed {logits[best]} where a number belongs",
+                hint="`weightpkg verify` tells whether the model is damaged",
+            )
         if sampling.temperature == 0.0:
-            return int(logits.argmax())
+            return best
         candidates = _top_k(logits, sampling.top_k)
         probabilities = _softmax(logits[candidates])
         keep = _nucleus(probabilities, sampling.top_p)
@@ -77,6 +92,24 @@ class Sampler:
         cumulative = np.cumsum(probabilities, dtype=np.float64)
         draw = self._random.random() * cumulative[-1]
         return int(candidates[np.searchsorted(cumulative, draw, side="right")])
+
+
+def log_probabilities(
+    logits: NDArray[np.float32], token: int, n_top: int
+) -> tuple[float, list[tuple[int, float]]]:
+    """Return a token's log-probability and the `n_top` most likely tokens with theirs.
+
+    They are the model's own: before penalties, temperature and constraints.
+
+    Args:
+        logits: (V,) float32.
+        token: the one that was chosen.
+        n_top: how many.
+    """
+    largest = logits.max()
+    total = largest + np.log(np.exp(logits - largest).sum(dtype=np.float64))
+    top = [int(i) for i in _top_k(logits, n_top)] if n_top else []
+    return float(logits[token] - total), [(i, float(logits[i] - total)) for i in top]
 
 
 def _penalize(

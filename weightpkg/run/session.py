@@ -9,38 +9,27 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnxruntime as ort
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from weightpkg.errors import RunError
+from weightpkg.run.loading import MODEL_FILE, ORT_ERRORS, choose, load_graph
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# Prompts enter in pieces of this many tokens: enough for full speed, and memory stays bounded.
-_CHUNK = 512
+# Prompts enter in pieces: enough tokens for full speed, and memory stays bounded. Attention's own is
+# that of a piece times all tokens before it, so later pieces are smaller.
+_CHUNK, _LATER_CHUNK, _LATER = 512, 256, 1024
 _FIRST_CAPACITY = 512
 _MANIFEST = "weightpkg.toml"
-
-# onnxruntime's exceptions have no base of their own
-ORT_ERRORS = (
-    ort_errors.EPFail,
-    ort_errors.Fail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf,
-    ort_errors.NoModel,
-    ort_errors.NoSuchFile,
-    ort_errors.NotImplemented,
-    ort_errors.RuntimeException,
-    RuntimeError,
-    ValueError,
-)
+# where a provider keeps the cache; the others take it from the processor's memory
+_MEMORY = {"CUDAExecutionProvider": "cuda"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,30 +89,60 @@ def _writes_no_text(directory: Path, name: str) -> bool:
 class Session:
     """One sequence of tokens going through a model."""
 
-    def __init__(self, directory: Path, config: ModelConfig, *, threads: int = 0) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        config: ModelConfig,
+        *,
+        threads: int = 0,
+        device: str = "auto",
+        cache: Path | None = None,
+    ) -> None:
         """Load the model.
 
         Args:
             directory: of the model.
             config: its configuration.
-            threads: how many to compute with; 0 is one for each physical core.
+            threads: how many to compute with; 0 is one for each core that this process may use.
+            device: `auto`, `cpu`, `gpu`, `npu`, or a provider's name.
+            cache: where graphs are kept that were made for this machine; None keeps nothing.
 
         Raises:
-            RunError: onnxruntime refuses the model, or there is not enough memory.
+            RunError: the device cannot run it, onnxruntime refuses it, or there is not enough memory.
         """
         self.config = config
         self.tokens: list[int] = []
-        self.provider = "CPUExecutionProvider"
-        self.reason = "the one provider that this version uses"
-        self._session = load_session(directory / "model.onnx", self.provider, threads)
+        self._directory = directory
+        self._loaded = load_graph(directory, device=device, threads=threads, cache=cache)
+        self._session = self._loaded.session
         self._names = [f"{i}.{part}" for i in range(config.n_layers) for part in ("key", "value")]
-        self._cache: list[NDArray[np.float32]] = []
+        self._cache_type = _cache_type(self._session)
+        self._place = _MEMORY.get(self._loaded.decision.chosen.name, "cpu")
+        self._cache: list[ort.OrtValue] = []
         self._capacity = 0
-        self._logits = np.empty((1, 1, config.vocab_size), np.float32)
         self._binding = self._session.io_binding()
-        self._binding.bind_ortvalue_output("logits", _ort(self._logits))
-        self._logits_to_keep = np.ones(1, np.int64)
-        self._binding.bind_ortvalue_input("logits_to_keep", _ort(self._logits_to_keep))
+        self._n_kept = 0
+        self._keep_logits(1)
+
+    @property
+    def provider(self) -> str:
+        """The execution provider."""
+        return self._loaded.decision.chosen.name
+
+    def explain(self) -> list[str]:
+        """Say which provider runs the model and why, what others there are, and what would be better.
+
+        Raises:
+            RunError: the model's file is gone.
+        """
+        decision = self._loaded.decision
+        with suppress(OSError):
+            content = (self._directory / MODEL_FILE).read_bytes()
+            decision = choose(content, decision.request, look_closely=True)
+        lines = [*decision.lines(), f"threads: {self._loaded.threads}"]
+        if self._loaded.on_cpu:
+            lines.append(f"on the processor all the same: {', '.join(self._loaded.on_cpu)}")
+        return lines
 
     def rewind(self, length: int) -> None:
         """Forget all tokens but the first `length`."""
@@ -132,10 +151,18 @@ class Session:
     def forward(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Add tokens to the sequence; return the logits that follow the last one: (V,) float32.
 
-        The array is overwritten by the next call.
+        The array is overwritten by the next call. Whether all of it is numbers is for the caller to see.
 
         Raises:
             RunError: the sequence would be longer than the model's context, or memory ran out.
+        """
+        last: NDArray[np.float32] = self.forward_all(tokens, keep=1)[0]
+        return last
+
+    def forward_all(self, tokens: Sequence[int], *, keep: int) -> NDArray[np.float32]:
+        """Add tokens; return the logits that follow each of the last `keep`: (keep, V) float32.
+
+        Otherwise as `forward`; all but the last tokens of a long prompt enter in chunks.
         """
         total = len(self.tokens) + len(tokens)
         if total > self.config.context_length:
@@ -145,10 +172,25 @@ class Session:
                 hint="shorten the prompt",
             )
         self._reserve(total)
-        for start in range(0, len(tokens), _CHUNK):
-            self._step(tokens[start : start + _CHUNK])
-        last: NDArray[np.float32] = self._logits[0, 0]
-        return last
+        start = 0
+        while start < len(tokens):
+            end = start + (_CHUNK if len(self.tokens) < _LATER else _LATER_CHUNK)
+            if end > len(tokens) - keep:  # all that are kept are of one piece
+                end = len(tokens)
+            self._keep_logits(keep if end == len(tokens) else 1)
+            self._step(tokens[start:end])
+            start = end
+        logits: NDArray[np.float32] = self._logits[0]
+        return logits
+
+    def _keep_logits(self, count: int) -> None:
+        if count == self._n_kept:
+            return
+        self._logits = np.empty((1, count, self.config.vocab_size), np.float32)
+        self._logits_to_keep = np.array([count], np.int64)
+        self._binding.bind_ortvalue_output("logits", _ort(self._logits))
+        self._binding.bind_ortvalue_input("logits_to_keep", _ort(self._logits_to_keep))
+        self._n_kept = count
 
     def _step(self, tokens: Sequence[int]) -> None:
         total = len(self.tokens) + len(tokens)
@@ -171,34 +213,26 @@ class Session:
         kept = len(self.tokens)
         old, self._cache = self._cache, []
         try:
-            for i, name in enumerate(self._names):
-                buffer = np.zeros(shape, np.float32)
+            for name in self._names:
+                buffer = np.zeros(shape, self._cache_type)
                 if kept:
-                    buffer[:, :, :kept] = old[i][:, :, :kept]
-                self._cache.append(buffer)
-                self._binding.bind_ortvalue_input(f"past_key_values.{name}", _ort(buffer))
-                self._binding.bind_ortvalue_output(f"present.{name}", _ort(buffer))
-        except MemoryError as error:
+                    buffer[:, :, :kept] = old.pop(0).numpy()[:, :, :kept]
+                value = _ort(buffer, self._place)
+                self._cache.append(value)
+                self._binding.bind_ortvalue_input(f"past_key_values.{name}", value)
+                self._binding.bind_ortvalue_output(f"present.{name}", value)
+        except (MemoryError, *ORT_ERRORS) as error:
             self._cache, self._capacity = [], 0
             self.tokens.clear()
             raise RunError(f"not enough memory for a context of {capacity:,} tokens") from error
         self._capacity = capacity
 
 
-def load_session(path: Path, provider: str, threads: int) -> ort.InferenceSession:
-    """Load a graph; `RunError` where onnxruntime refuses it, or has not enough memory."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 3  # errors: they come as exceptions
-    options.intra_op_num_threads = threads
-    try:
-        return ort.InferenceSession(str(path.resolve()), options, providers=[provider])
-    except ORT_ERRORS as error:
-        raise RunError(
-            f"onnxruntime cannot load `{path}`: {error}",
-            hint="`weightpkg verify` tells whether the model is damaged",
-        ) from error
+def _cache_type(session: ort.InferenceSession) -> type[np.generic]:
+    types = [value.type for value in session.get_inputs() if value.name.endswith(".key")]
+    return np.float16 if "tensor(float16)" in types else np.float32
 
 
-def _ort(array: NDArray[np.generic]) -> ort.OrtValue:
-    """Wrap an array without copying it; the array must live as long as it is bound."""
-    return ort.OrtValue.ortvalue_from_numpy(array)
+def _ort(array: NDArray[np.generic], place: str = "cpu") -> ort.OrtValue:
+    """Wrap an array; on the processor without copying it, and then it lives as long as the value."""
+    return ort.OrtValue.ortvalue_from_numpy(array, place, 0)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from weightpkg.errors import RunError, TemplateError
 from weightpkg.run.batch import Batch
+from weightpkg.run.loading import load_graph
 from weightpkg.run.model import read_template, read_tokenizer
-from weightpkg.run.session import ModelConfig, load_session
+from weightpkg.run.session import ModelConfig
 from weightpkg.server.completion import Completion, Event, Options
 from weightpkg.server.engine import Engine
 
@@ -26,7 +27,15 @@ class PromptError(RunError):
 class TextModel:
     """A decoder with its tokenizer, its template and the thread that continues its answers."""
 
-    def __init__(self, directory: Path, *, threads: int, n_rows: int, n_waiting: int) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        threads: int,
+        n_rows: int,
+        n_waiting: int,
+        cache: Path | None = None,
+    ) -> None:
         """Load a model directory.
 
         Args:
@@ -34,6 +43,7 @@ class TextModel:
             threads: how many to compute with; 0 is one for each physical core.
             n_rows: how many answers at once.
             n_waiting: how many requests may wait.
+            cache: where graphs are kept that were made for this machine.
 
         Raises:
             RunError: a file is missing or broken, or there is not enough memory.
@@ -41,7 +51,7 @@ class TextModel:
         self.n_rows = n_rows
         self.config = ModelConfig.read(directory)
         self.tokenizer = read_tokenizer(directory)
-        session = load_session(directory / "model.onnx", "CPUExecutionProvider", threads)
+        session = load_graph(directory, device="cpu", threads=threads, cache=cache).session
         self._template = read_template(directory)
         self._template_lock = threading.Lock()
         self.engine = Engine(Batch(session, self.config, n_rows), n_waiting=n_waiting)

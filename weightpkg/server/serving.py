@@ -130,6 +130,7 @@ class ModelServer:
                     threads=options.threads,
                     n_rows=options.rows,
                     n_waiting=options.waiting,
+                    cache=self._store.root / "cache" / "graphs",
                 )
             else:
                 model = EmbeddingModel(entry.directory, threads=options.threads)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, cast, get_args
 
+from weightpkg.errors import RunError
 from weightpkg.run.tasks.embedding import OUTPUT
 from weightpkg.run.tasks.tensors import read_document
 
@@ -62,20 +63,37 @@ _HEADS: dict[str, tuple[Task, str]] = {
 _TEXT_CONFIG, _MANIFEST = "genai_config.json", "weightpkg.toml"
 
 
-def open_model(directory: Path, *, task: Task | None = None, threads: int = 0) -> AnyModel:
+def open_model(
+    directory: Path,
+    *,
+    task: Task | None = None,
+    threads: int = 0,
+    device: str = "auto",
+    cache: Path | None = None,
+) -> AnyModel:
     """Load a model directory as what it is for.
 
     Args:
         directory: as a conversion made it.
         task: what it is to do; what it is for if not given.
         threads: how many to compute with; 0 is one for each physical core.
+        device: what to compute on, `auto` or as `run.providers` has it; only models that write text
+            run on anything but the processor.
+        cache: where graphs are kept that were made for this machine, of models that write text.
 
     Raises:
-        RunError: a file is missing or broken, the model is not one for that task, or there is not
-            enough memory.
+        RunError: a file is missing or broken, the model is not one for that task, the device cannot
+            run it, or there is not enough memory.
     """
-    module, name = _CLASSES[task or task_of(directory)]
+    task = task or task_of(directory)
+    module, name = _CLASSES[task]
     make = cast("Callable[..., AnyModel]", getattr(importlib.import_module(module), name))
+    if task == "text-generation":
+        return make(directory, threads=threads, device=device, cache=cache)
+    if device.lower() not in {"auto", "cpu"}:
+        raise RunError(
+            f"`{device}`: models for {task} run on the processor", hint="leave --device out"
+        )
     return make(directory, threads=threads)
 
 
