@@ -316,12 +316,24 @@ def test_a_terminal_without_a_prompt_is_a_chat(
     assert shown.count("> ") >= 3
 
 
+def await_reading(pid: int) -> None:
+    """Return when a process waits for its standard input."""
+    call = Path(f"/proc/{pid}/syscall")
+    deadline = time.monotonic() + 60
+    # `read` of descriptor 0; other systems do not tell
+    while call.exists() and not call.read_text().startswith("0 0x0 "):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    if not call.exists():
+        time.sleep(5.0)
+
+
 def test_ctrl_c_ends_a_command_with_130(environ: dict[str, str]) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "weightpkg", "run", "tiny", "--raw"],
         env=environ, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    time.sleep(1.0)  # it waits for standard input, which nobody closes
+    await_reading(process.pid)  # of standard input, which nobody closes
     process.send_signal(2)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130

@@ -15,9 +15,10 @@ from weightpkg.convert.pipeline import convert
 from weightpkg.digest import Digest
 from weightpkg.errors import RunError
 from weightpkg.progress import Silence
+from weightpkg.run.generate import Held
 from weightpkg.run.model import read_tokenizer
 from weightpkg.run.sampling import Sampling
-from weightpkg.server.completion import Completion, End, Event, Options, Piece, Stops
+from weightpkg.server.completion import Completion, End, Event, Options, Piece
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -94,14 +95,14 @@ def test_stops_do_not_depend_on_how_text_comes(
     text: str, stops: list[str], cuts: list[int]
 ) -> None:
     found = [at for stop in stops if (at := text.find(stop)) >= 0]
-    told, is_over, held, start = "", False, Stops(stops), 0
+    told, held, start = "", Held(stops), 0
     for cut in cuts:
-        piece, is_over = held.add(text[start : start + cut])
-        told, start = told + piece, start + cut
-        if is_over or start >= len(text):
+        told += held.add(text[start : start + cut])
+        start += cut
+        if held.is_stopped or start >= len(text):
             break
     # of several stops, one that is whole ends the text before one that begins earlier
-    if not is_over:
+    if not held.is_stopped:
         assert not found
         told += held.rest()
         assert told == text

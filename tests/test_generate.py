@@ -20,7 +20,7 @@ from weightpkg.errors import RunError, TemplateError
 from weightpkg.progress import Silence
 from weightpkg.run.benchmark import benchmark
 from weightpkg.run.constraint import Constraint
-from weightpkg.run.generate import _Held
+from weightpkg.run.generate import Held
 from weightpkg.run.model import Model
 from weightpkg.run.sampling import Sampling
 from weightpkg.run.session import ModelConfig, Session
@@ -215,7 +215,7 @@ def test_a_stop_ends_the_answer_before_it_and_is_not_shown(model: Model) -> None
 def test_text_that_may_become_a_stop_is_held_back(
     pieces: list[str], stops: list[str], shown: str
 ) -> None:
-    held = _Held(stops)
+    held = Held(stops)
     text = ""
     for piece in pieces:
         text += held.add(piece)

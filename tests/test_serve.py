@@ -145,6 +145,24 @@ def test_log_probabilities(server: Server) -> None:
     assert [each.token for each in streamed] == [each.token for each in found]
 
 
+def test_an_answer_has_the_form_that_was_asked_for(server: Server) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"size": {"enum": [1, 2, 3]}, "is_red": {"type": "boolean"}},
+        "required": ["size", "is_red"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "thing", "schema": schema}}
+    found = ask(server, response_format=form, max_tokens=120, temperature=1.0, seed=1)
+    thing = json.loads(found.choices[0].message.content)
+    assert thing["size"] in {1, 2, 3}
+    assert isinstance(thing["is_red"], bool)
+    with pytest.raises(openai.BadRequestError, match="json-schema is not valid"):
+        ask(server, response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nothing"}}})  # fmt: skip
+    with pytest.raises(openai.BadRequestError, match="json_schema"):
+        ask(server, response_format={"type": "json_schema"})
+
+
 def test_completions(server: Server) -> None:
     client = server.openai
     found = client.completions.create(

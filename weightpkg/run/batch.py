@@ -15,13 +15,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import onnxruntime as ort
 
 from weightpkg.errors import RunError
+from weightpkg.run.generate import common_prefix
 from weightpkg.run.loading import ORT_ERRORS
 
 if TYPE_CHECKING:
@@ -165,7 +165,9 @@ class Batch:
             RunError: there is not enough memory for its prompt.
         """
         self._reserve(len(request.prompt) + 1)
-        n_cached = [_common(self._in_cache(i), request.prompt) for i in range(len(self._rows))]
+        n_cached = [
+            common_prefix(self._in_cache(i), request.prompt) for i in range(len(self._rows))
+        ]
         free = [i for i, row in enumerate(self._rows) if row.request is None]
         place = max(free, key=lambda i: (n_cached[i], -self._rows[i].used))
         best = max(range(len(n_cached)), key=n_cached.__getitem__)
@@ -319,12 +321,6 @@ class Batch:
             raise RunError(f"the model failed after {mask.shape[1]:,} tokens: {error}") from error
         result: NDArray[np.float32] = logits[:, 0]
         return result
-
-
-def _common(cached: Sequence[int], prompt: Sequence[int]) -> int:
-    """How many tokens of a prompt need no computing; its last one always does, for its logits."""
-    pairs = zip(cached, prompt[:-1], strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _wrap(array: NDArray[np.generic]) -> ort.OrtValue:

@@ -115,7 +115,7 @@ def generate(
     """
     chosen = _tokens(session, prompt, options, statistics, matcher)
     stream = DecodeStream(skip_special_tokens=True)
-    held = _Held(options.stop)
+    held = Held(options.stop)
     for token in chosen:
         piece = stream.step(tokenizer, token)
         text = held.add(piece) if piece else ""
@@ -205,7 +205,7 @@ def common_prefix(cached: Sequence[int], prompt: Sequence[int]) -> int:
     return count
 
 
-class _Held:
+class Held:
     """Text of which the end is held back while it may be the beginning of a stop."""
 
     def __init__(self, stops: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from weightpkg.errors import RunError
+from weightpkg.run.constraint import Constraint
 from weightpkg.server.completion import Chance, Choice, End, Event, Options, Piece
 from weightpkg.server.served import TextModel
 from weightpkg.server.service import Answers, Service
@@ -40,7 +41,11 @@ class Generation:
         prompts = await asyncio.to_thread(self.prompts, model)
         room = min(model.room(prompt) for prompt in prompts)
         options = [self.options(i, room) for i in range(self.body.n)]
-        return self.service.ask(model, prompts, options)
+        return self.service.ask(model, prompts, options, self.constraint())
+
+    def constraint(self) -> Constraint | None:
+        """The form that answers must have."""
+        return None
 
     def prompts(self, model: TextModel) -> list[list[int]]:
         """Return the prompts' tokens."""
@@ -144,6 +149,12 @@ class Chat(Generation):
     def options(self, i: int, room: int) -> Options:
         """The limit is the context's, where the request has none."""
         return self._options(i, room, self.chat.limit or room, self.chat.n_likely)
+
+    def constraint(self) -> Constraint | None:
+        """A JSON schema."""
+        form = self.chat.response_format
+        schema = form.wanted_schema if form else None
+        return None if schema is None else Constraint.json_schema(schema)
 
     def first(self, i: int) -> dict[str, Any]:
         """The role."""

@@ -18,7 +18,7 @@ from weightpkg.errors import TemplateError, WeightpkgError
 from weightpkg.server.answers import Chat, Generation, Text
 from weightpkg.server.counters import CONTENT_TYPE
 from weightpkg.server.library import Entry
-from weightpkg.server.served import EmbeddingModel, PromptError, TextModel
+from weightpkg.server.served import ConstraintError, EmbeddingModel, PromptError, TextModel
 from weightpkg.server.service import Service
 from weightpkg.server.wire import (
     ChatRequest,
@@ -174,6 +174,11 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(TemplateError)
     async def template(_: Request, error: TemplateError) -> JSONResponse:
         return JSONResponse(error_body(error.message, kind=_INVALID, param="messages"), 400)
+
+    @app.exception_handler(ConstraintError)
+    async def form(_: Request, error: ConstraintError) -> JSONResponse:
+        body = error_body(error.message, kind=_INVALID, param="response_format")
+        return JSONResponse(body, 400)
 
     @app.exception_handler(PromptError)
     async def prompt(_: Request, error: PromptError) -> JSONResponse:

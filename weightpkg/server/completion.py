@@ -10,11 +10,14 @@ import numpy as np
 from tokenizers.decoders import DecodeStream
 
 from weightpkg.errors import RunError
-from weightpkg.run.sampling import Sampler, Sampling
+from weightpkg.run.generate import Held
+from weightpkg.run.sampling import Sampler, Sampling, log_probabilities
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from tokenizers import Tokenizer
+
+    from weightpkg.run.constraint import Matcher
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,7 @@ class Completion:
         ends: Sequence[int],
         options: Options,
         tell: Callable[[Event], None],
+        matcher: Matcher | None = None,
     ) -> None:
         """Begin.
 
@@ -97,6 +101,7 @@ class Completion:
             ends: tokens that end an answer.
             options: how to answer.
             tell: told of each event; the last one is an `End` or an error.
+            matcher: the form that the answer must have.
         """
         self.prompt = prompt
         self.is_cancelled = False
@@ -106,31 +111,45 @@ class Completion:
         self._tell = tell
         self._sampler = Sampler(options.sampling)
         self._stream = DecodeStream(skip_special_tokens=True)
-        self._stops = Stops(options.stop)
+        self._held = Held(options.stop)
+        self._matcher = matcher
         self._counts: dict[int, int] = {}
         self._choices: list[Choice] = []
         self._n_tokens = 0
 
     def take(self, logits: NDArray[np.float32], tokens: Sequence[int], /) -> int | None:
         """Choose the next token and tell of its text; None at the end."""
-        changed = self._changed(logits) if self._options.changes_logits else logits
-        token = self._sampler.pick(changed, tokens)
+        try:
+            token = self._choose(logits, tokens)
+        except RunError as error:  # no token can go on with the form
+            self.fail(error)
+            return None
         if token in self._ends:
-            self._end("stop", self._stops.rest())
+            self._end("stop", self._held.rest())
             return None
         self._n_tokens += 1
         self._counts[token] = self._counts.get(token, 0) + 1
         if self._options.n_likely is not None:
             self._choices.append(self._choice(logits, token, self._options.n_likely))
-        text, is_over = self._stops.add(self._stream.step(self._tokenizer, token) or "")
-        if is_over:
-            self._end("stop", text)
+        text = self._held.add(self._stream.step(self._tokenizer, token) or "")
+        if self._held.is_stopped or (self._matcher is not None and self._matcher.is_done):
+            self._end("stop", text + self._held.rest())
         elif self._n_tokens >= self._options.max_tokens:
-            self._end("length", text + self._stops.rest())
+            self._end("length", text + self._held.rest())
         else:
             self._say(text)
             return token
         return None
+
+    def _choose(self, logits: NDArray[np.float32], tokens: Sequence[int]) -> int:
+        if self._options.changes_logits:
+            logits = self._changed(logits)
+        if self._matcher is None:
+            return self._sampler.pick(logits, tokens)
+        token = self._sampler.pick(self._matcher.mask(logits), tokens)
+        if token not in self._ends:
+            self._matcher.take(token)
+        return token
 
     def fail(self, error: RunError, /) -> None:
         """Tell of an error, which is the end."""
@@ -161,40 +180,9 @@ class Completion:
         return changed
 
     def _choice(self, logits: NDArray[np.float32], token: int, n_likely: int) -> Choice:
-        highest = logits.max()
-        total = highest + np.log(np.exp(logits - highest).sum())
-        ids = np.argpartition(logits, -n_likely)[-n_likely:] if n_likely else np.empty(0, np.int64)
-        ids = ids[np.lexsort((ids, -logits[ids]))]
-        taken, *likely = [self._chance(int(i), float(logits[i] - total)) for i in (token, *ids)]
-        return Choice(taken, tuple(likely))
+        taken, likely = log_probabilities(logits, token, n_likely)
+        return Choice(self._chance(token, taken), tuple(self._chance(*each) for each in likely))
 
     def _chance(self, token: int, log_probability: float) -> Chance:
         text = self._tokenizer.decode([token], skip_special_tokens=False)
         return Chance(text, log_probability)
-
-
-class Stops:
-    """Holds text back while it may be the beginning of one that ends the answer."""
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = [stop for stop in stops if stop]
-        self._held = ""
-
-    def add(self, text: str) -> tuple[str, bool]:
-        """Add text; return what can be told, and whether it is the last."""
-        self._held += text
-        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
-        if found:
-            return self._held[: min(found)], True
-        kept = max((self._overlap(stop) for stop in self._stops), default=0)
-        told, self._held = self._held[: len(self._held) - kept], self._held[-kept:] if kept else ""
-        return told, False
-
-    def rest(self) -> str:
-        """What is held back, when nothing follows it."""
-        return self._held
-
-    def _overlap(self, stop: str) -> int:
-        """How many characters at the end of what is held are the beginning of `stop`."""
-        longest = min(len(stop) - 1, len(self._held))
-        return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from weightpkg.errors import RunError, TemplateError
 from weightpkg.run.batch import Batch
+from weightpkg.run.constraint import Constraint, Grammars, Matcher
 from weightpkg.run.loading import load_graph
 from weightpkg.run.model import read_template, read_tokenizer
 from weightpkg.run.session import ModelConfig
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 class PromptError(RunError):
     """A prompt that cannot be answered, whatever the model."""
+
+
+class ConstraintError(RunError):
+    """A form of answers that is not valid."""
 
 
 class TextModel:
@@ -51,6 +56,8 @@ class TextModel:
         self.n_rows = n_rows
         self.config = ModelConfig.read(directory)
         self.tokenizer = read_tokenizer(directory)
+        ends = self.config.eos_token_ids
+        self._grammars = Grammars(self.tokenizer, self.config.vocab_size, ends)
         session = load_graph(directory, device="cpu", threads=threads, cache=cache).session
         self._template = read_template(directory)
         self._template_lock = threading.Lock()
@@ -104,10 +111,28 @@ class TextModel:
         return room
 
     def completion(
-        self, prompt: Sequence[int], options: Options, tell: Callable[[Event], None]
+        self,
+        prompt: Sequence[int],
+        options: Options,
+        tell: Callable[[Event], None],
+        constraint: Constraint | None = None,
     ) -> Completion:
-        """Prepare an answer, for the engine."""
-        return Completion(prompt, self.tokenizer, self.config.eos_token_ids, options, tell)
+        """Prepare an answer, for the engine.
+
+        Raises:
+            ConstraintError: the form that it must have is not valid.
+        """
+        ends = self.config.eos_token_ids
+        return Completion(prompt, self.tokenizer, ends, options, tell, self._matcher(constraint))
+
+    def _matcher(self, constraint: Constraint | None) -> Matcher | None:
+        if constraint is None:
+            return None
+        try:
+            with self._template_lock:
+                return self._grammars.start(constraint)
+        except RunError as error:
+            raise ConstraintError(error.message) from error
 
 
 class EmbeddingModel:

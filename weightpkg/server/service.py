@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from weightpkg.errors import RunError
+from weightpkg.run.constraint import Constraint
 from weightpkg.server.completion import Completion, End, Event, Options
 from weightpkg.server.counters import Counters
 from weightpkg.server.engine import FullError
@@ -94,12 +95,17 @@ class Service:
             ) from error
 
     def ask(
-        self, model: TextModel, prompts: Sequence[Sequence[int]], options: Sequence[Options]
+        self,
+        model: TextModel,
+        prompts: Sequence[Sequence[int]],
+        options: Sequence[Options],
+        constraint: Constraint | None = None,
     ) -> Answers:
-        """Have prompts answered: of each, one answer for each of `options`.
+        """Have prompts answered: of each, one answer for each of `options`, of the same form.
 
         Raises:
             RequestError: too many wait already.
+            ConstraintError: the form is not valid.
         """
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
@@ -111,7 +117,9 @@ class Service:
             return tell
 
         pairs = [(prompt, each) for prompt in prompts for each in options]
-        completions = [model.completion(p, o, teller(i)) for i, (p, o) in enumerate(pairs)]
+        completions = [
+            model.completion(p, o, teller(i), constraint) for i, (p, o) in enumerate(pairs)
+        ]
         try:
             model.engine.submit(*completions)
         except FullError as error:
