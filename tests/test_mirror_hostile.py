@@ -19,6 +19,7 @@ import pytest
 from mirrors import KEY, MirrorDirectory, Served, make_mirror, serve
 from weightpkg.digest import CHUNK_SIZE
 from weightpkg.listening import connection
+from weightpkg.mirror_server import connection as file_connection
 
 CONFIG = b'{"model_type": "llama"}'
 CANARY = b"nobody outside may read this"
@@ -260,7 +261,7 @@ def test_those_who_wait_make_room(served: Served, monkeypatch: pytest.MonkeyPatc
 
 
 def test_who_reads_nothing_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "PIECE_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(file_connection, "PIECE_TIMEOUT_S", 1.0)
     mirror = MirrorDirectory(tmp_path)
     content = bytes(8 * CHUNK_SIZE)
     mirror.blob(content)

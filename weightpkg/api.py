@@ -104,7 +104,8 @@ def find_installed(
     )
     # another index can have a model of that name, and this is not it
     if installed is None or (requirement.namespace and not _is_same(resolved, installed)):
-        raise NotInstalledError(name)
+        prefix = f"{requirement.namespace}/" if requirement.namespace else ""
+        raise NotInstalledError(f"{prefix}{resolved.full_name}")
     return installed
 
 
