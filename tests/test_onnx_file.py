@@ -244,12 +244,14 @@ def test_a_secret_file_is_nowhere_in_what_is_made(settings: Settings, tmp_path: 
     assert not any(b"canary" in path.read_bytes() for path in found)
 
 
-def test_a_model_of_something_else_than_text_is_not_run(settings: Settings) -> None:
+def test_a_model_of_something_else_writes_no_text_and_takes_arrays(settings: Settings) -> None:
     from weightpkg.api import load  # noqa: PLC0415  needs onnxruntime
 
     add_page(settings, "adder", adder(settings.index_dir), form="onnx")
     with pytest.raises(RunError, match="not a text model"):
-        load("adder", settings=settings)
+        load("adder", task="text-generation", settings=settings)
+    with load("adder", settings=settings) as model:
+        assert model.task == "tensors"
 
 
 @pytest.mark.parametrize(
