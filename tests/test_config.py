@@ -162,7 +162,7 @@ def _add(home: Path, number: int) -> None:
 
 
 def test_processes_that_edit_take_turns(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     workers = [context.Process(target=_add, args=(tmp_path, i)) for i in range(3)]
     for worker in workers:
         worker.start()

@@ -659,7 +659,7 @@ def _update(directory: Path, state: Path, root: str, times: int) -> None:
 def test_processes_update_at_once_and_none_fails(tmp_path: Path, count: int) -> None:
     """python-tuf alone: 381 of 2,400 refreshes of eight processes failed."""
     repository = Repository.make(tmp_path / "repository", PAGES, bins=4)
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     arguments = (repository.directory, tmp_path / "state", repository.root_sha256, 5)
     workers = [context.Process(target=_update, args=arguments) for _ in range(count)]
     for worker in workers:
@@ -783,7 +783,7 @@ def test_a_client_says_what_it_waits_for(tmp_path: Path, user: User) -> None:
         index.pages._given,
         progress=type("Told", (), {"note": lambda _, text: notes.append(text)})(),
     )
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     holder = context.Process(target=_hold, args=(user.state / "lock", user.state / "is-held"))
     holder.start()
     while not (user.state / "is-held").exists():
