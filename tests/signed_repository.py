@@ -206,7 +206,9 @@ class Repository:
         prefix = "" if name == "timestamp" else f"{self.roles[name].version}."
         path = self.directory / "metadata" / f"{prefix}{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        partial = path.with_suffix(".partial")  # who reads meanwhile sees the old or the new
+        partial.write_bytes(content)
+        partial.replace(path)
         return content
 
     def rotate_root(self, role: str = "timestamp") -> None:
