@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from weightpkg.document import MAX_DOCUMENT_SIZE, parse_document
 from weightpkg.errors import DocumentError, SigningError
 from weightpkg.index import ambiguities
+from weightpkg.listing import Listing
 from weightpkg.page import read_alias, read_model
 from weightpkg.requirement import normalize_name
 from weightpkg.signing import KINDS, entry_of
@@ -128,21 +129,11 @@ def _model(stem: str, content: bytes, source: str) -> Custom:
     if model.normalized_name != stem:
         reason = f"`{model.name}` belongs on the page {model.normalized_name}.toml"
         raise DocumentError(reason, where="name", source=source)
-    newest = {variant.name: variant for variant in model.releases[0].variants}
     variants = {variant.name: None for release in model.releases for variant in release.variants}
-    said = {
-        "name": model.name if model.name != stem else None,
-        "summary": model.summary,
-        "task": model.task,
-        "architecture": model.architecture,
-        "license": model.license,
-        "base-model": model.base_model,
-        "tags": list(model.tags),
-        "variant": model.default_variant,
-        "size": newest[model.default_variant].size,
-        "variants": list(variants),
-    }
-    return {key: value for key, value in said.items() if value not in (None, [])}
+    said = Listing.of(model).as_custom()
+    if model.name == stem:
+        del said["name"]
+    return {**said, "variants": list(variants)}
 
 
 def custom_of(entry: TargetFile) -> Custom:
