@@ -7,6 +7,7 @@ import json
 import re
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -19,7 +20,7 @@ from weightpkg.server.service import Answers, Service
 from weightpkg.server.wire import ChatRequest, CompletionRequest, RequestError, error_body, usage
 
 
-class Generation:
+class Generation(ABC):
     """One request for text: what it asks, and how its answers are written."""
 
     kind: str
@@ -47,13 +48,13 @@ class Generation:
         """The form that answers must have."""
         return None
 
+    @abstractmethod
     def prompts(self, model: TextModel) -> list[list[int]]:
         """Return the prompts' tokens."""
-        raise NotImplementedError
 
+    @abstractmethod
     def options(self, i: int, room: int) -> Options:
         """How to make the answer number `i` of a prompt; `room` is the most that it can have."""
-        raise NotImplementedError
 
     def _options(self, i: int, room: int, limit: int, n_likely: int | None) -> Options:
         return Options(
@@ -71,17 +72,17 @@ class Generation:
         del i
         return None
 
+    @abstractmethod
     def part(self, i: int, text: str, choices: Sequence[Choice]) -> dict[str, Any]:
         """A part of a streamed answer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def last(self, i: int, end: End) -> dict[str, Any]:
         """The end of a streamed answer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def whole(self, i: int, text: str, choices: Sequence[Choice], end: End) -> dict[str, Any]:
         """A whole answer."""
-        raise NotImplementedError
 
     def frame(self, choices: Sequence[dict[str, Any]], *, is_part: bool) -> dict[str, Any]:
         """What answers, and all parts of them, have round them."""

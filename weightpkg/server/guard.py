@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 MAX_BODY = 8 * 1024 * 1024
 BODY_TIMEOUT_S = 30.0
 MAX_DEPTH = 32
+# a text, perhaps without its end, is one match, so that what is in it does not count
+_BRACKETS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
 _PAGES = frozenset({"/", "/healthz"})  # which need no key
 
 
@@ -130,21 +133,13 @@ async def _read(receive: Receive, headers: Mapping[str, str]) -> bytes:
 
 def _check_depth(body: bytes) -> None:
     """Refuse a JSON text that is nested so deep that reading it would fail or take long."""
-    depth, is_text, is_escaped = 0, False, False
-    if body.count(b"{") + body.count(b"[") <= MAX_DEPTH:
-        return
-    for byte in body:
-        if is_escaped:
-            is_escaped = False
-        elif is_text:
-            is_escaped, is_text = byte == 0x5C, byte != 0x22
-        elif byte == 0x22:
-            is_text = True
-        elif byte in b"{[":
+    depth = 0
+    for token in _BRACKETS.finditer(body):
+        if token[0] in {b"{", b"["}:
             depth += 1
             if depth > MAX_DEPTH:
                 raise RequestError(400, f"the body is nested deeper than {MAX_DEPTH} levels")
-        elif byte in b"}]":
+        elif token[0] in {b"}", b"]"}:
             depth -= 1
 
 

@@ -90,17 +90,25 @@ class Pool:
 
     def _enter(self, name: str) -> tuple[_Place, bool]:
         """Take a place, and say whether it is to be filled by whoever took it."""
-        size = self._size_of(name)
         with self._lock:
-            place = self._places.get(name)
-            if place is not None:
-                place.users += 1
+            if (place := self._join(name)) is not None:
+                return place, False
+        size = self._size_of(name)  # reads the disk, and so without the lock
+        with self._lock:
+            if (place := self._join(name)) is not None:
                 return place, False
             leaving = self._make_room(size)
             place = self._places[name] = _Place(size, users=1, used=self._clock())
         for model in leaving:
             model.close()
         return place, True
+
+    def _join(self, name: str) -> _Place | None:
+        """Take part in a place that is there."""
+        place = self._places.get(name)
+        if place is not None:
+            place.users += 1
+        return place
 
     def _make_room(self, size: int) -> list[Served]:
         """Take out models until `size` bytes are free; the caller closes them."""
