@@ -16,8 +16,8 @@ from weightpkg.digest import Digest
 from weightpkg.errors import RunError
 from weightpkg.progress import Silence
 from weightpkg.run.generate import Held
-from weightpkg.run.model import read_tokenizer
 from weightpkg.run.sampling import Sampling
+from weightpkg.run.tokenizing import read_tokenizer
 from weightpkg.server.completion import Completion, End, Event, Options, Piece
 
 if TYPE_CHECKING:

@@ -42,7 +42,7 @@ ORDER = [
     "syncing", "provenance", "publisher", "audit", "vouching", "bill", "bill_cyclonedx", "bill_spdx",
     "mirror", "wanted", "mirroring", "patching", "bundle_file", "bundle", "wheels", "run", "run.template_worker",
     "run.template", "run.providers", "run.tuning", "run.loading", "run.session", "run.sampling",
-    "run.lookup", "run.constraint", "run.generate", "run.batch", "run.model", "run.benchmark", "run.tasks", "run.tasks.tensors",
+    "run.lookup", "run.constraint", "run.generate", "run.batch", "run.tokenizing", "run.model", "run.benchmark", "run.tasks", "run.tasks.tensors",
     "run.tasks.arrays", "run.tasks.text", "run.tasks.labels", "run.tasks.embedding", "run.tasks.classification",
     "run.tasks.tagging", "run.tasks.filling", "run.tasks.images", "run.tasks.opening", "listening",
     "listening.gate", "listening.connection", "listening.process", "mirror_server", "mirror_server.checked",

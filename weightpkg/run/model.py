@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
-from tokenizers import Tokenizer
-
 from weightpkg.errors import RunError, TemplateError
 from weightpkg.run.constraint import Constraint, Grammars
 from weightpkg.run.generate import FinishReason, Options, Statistics, generate
 from weightpkg.run.sampling import Sampling
 from weightpkg.run.session import ModelConfig, Session
 from weightpkg.run.template import ChatTemplate, Message
+from weightpkg.run.tokenizing import read_tokenizer
 
 DEFAULT_MAX_TOKENS = 1024
 
@@ -262,15 +261,6 @@ class Model:
                 hint="`--raw` (in Python `generate`) gives it the prompt as it is",
             )
         return self._template.render(messages)
-
-
-def read_tokenizer(directory: Path) -> Tokenizer:
-    """Read the tokenizer of a model directory; RunError if it cannot be."""
-    path = directory / "tokenizer.json"
-    try:
-        return Tokenizer.from_buffer(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise RunError(f"`{path}` cannot be read: {error}") from error
 
 
 def read_template(directory: Path) -> ChatTemplate | None:

@@ -221,7 +221,7 @@ class Session:
                 self._cache.append(value)
                 self._binding.bind_ortvalue_input(f"past_key_values.{name}", value)
                 self._binding.bind_ortvalue_output(f"present.{name}", value)
-        except (MemoryError, *ORT_ERRORS) as error:
+        except ORT_ERRORS as error:
             self._cache, self._capacity = [], 0
             self.tokens.clear()
             raise RunError(f"not enough memory for a context of {capacity:,} tokens") from error

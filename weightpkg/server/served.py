@@ -12,8 +12,9 @@ from weightpkg.errors import RunError, TemplateError
 from weightpkg.run.batch import Batch
 from weightpkg.run.constraint import Constraint, Grammars, Matcher
 from weightpkg.run.loading import load_graph
-from weightpkg.run.model import read_template, read_tokenizer
+from weightpkg.run.model import read_template
 from weightpkg.run.session import ModelConfig
+from weightpkg.run.tokenizing import read_tokenizer
 from weightpkg.server.completion import Completion, Event, Options
 from weightpkg.server.engine import Engine
 

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 import numpy as np
 import onnxruntime as ort
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from weightpkg.errors import RunError, shown
+from weightpkg.run.loading import ORT_ERRORS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,22 +45,6 @@ DTYPES = {
     "uint8": np.dtype(np.uint8),
 }
 """ONNX element types that NumPy has too."""
-
-# onnxruntime's exceptions have no base of their own
-ORT_ERRORS = (
-    ort_errors.EPFail,
-    ort_errors.Fail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf,
-    ort_errors.NoModel,
-    ort_errors.NoSuchFile,
-    ort_errors.NotImplemented,
-    ort_errors.RuntimeException,
-    MemoryError,
-    RuntimeError,
-    ValueError,
-)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,22 +7,21 @@ as there are threads, each by one: small models gain little from several threads
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from weightpkg.errors import RunError
 from weightpkg.progress import Progress
 from weightpkg.run.tasks.tensors import Array, TensorModel, read_document
+from weightpkg.run.tokenizing import read_tokenizer, tokenizing
+from weightpkg.survey import usable_cores
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -70,7 +69,7 @@ class TextEncoder:
             )
         self._inputs = tuple(inputs)
         self._config = read_document(directory, "tokenizer_config.json")
-        self.tokenizer = _read_tokenizer(directory / "tokenizer.json")
+        self.tokenizer = read_tokenizer(directory)
         self.tokenizer.no_padding()
         self.max_tokens = self._settle_length(directory)
         self._pad_id = self._padding(directory)
@@ -229,11 +228,6 @@ class TextModel:
             deque(pool.map(compute, self.encoder.batches(encodings, tokens)), maxlen=0)
 
 
-def usable_cores() -> int:
-    """Return how many threads this process may keep busy."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _check_text(text: str, number: int) -> None:
     if len(text) > MAX_CHARACTERS:
         raise RunError(
@@ -244,25 +238,3 @@ def _check_text(text: str, number: int) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise RunError(f"text {number} has half of a character, and is not Unicode") from error
-
-
-@contextmanager
-def tokenizing() -> Iterator[None]:
-    """Say what a tokenizer finds wrong as an error of ours."""
-    try:
-        yield
-    except Exception as error:
-        if type(error) is not Exception:  # the library's own are plain ones
-            raise
-        raise RunError(
-            f"the tokenizer fails: {error}",
-            hint="`weightpkg verify` tells whether the model is damaged",
-        ) from error
-
-
-def _read_tokenizer(path: Path) -> Tokenizer:
-    try:
-        with tokenizing():
-            return Tokenizer.from_buffer(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise RunError(f"`{path}` cannot be read: {error}") from error
