@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
+from tokenizers.models import BPE
 
 from factories import GEMMA_SPECIAL, GEMMA_USER_DEFINED, edit_gguf, gemma_vocabulary, tiny_gemma3
-from weightpkg.convert import tokenizer
+from weightpkg.convert import sentencepiece, tokenizer
 from weightpkg.errors import GGUFError, UnsupportedFormatError, WeightpkgError
 from weightpkg.formats.gguf import GGUFFile
 
@@ -183,3 +184,28 @@ def test_one_score_is_no_matter_for_tokens_that_are_never_joined(tmp_path: Path)
     characters = {token: -500.0 for token in TOKENS if len(token) == 1}
     scores = [characters.get(token, score) for token, score in zip(TOKENS, SCORES, strict=True)]
     read(tmp_path / "tiny.gguf", scores=scores)
+
+
+def test_of_two_splits_the_one_stays_that_is_left_before_the_last_step() -> None:
+    characters = dict.fromkeys("abc", 0.0)
+    scores = characters | {"ab": -1.0, "bc": -2.0, "abc": -3.0}
+    assert sentencepiece.merges("f", scores) == ["a b", "b c", "ab c"]
+    scores = characters | {"bc": -1.0, "ab": -2.0, "abc": -3.0}
+    assert sentencepiece.merges("f", scores) == ["b c", "a b", "a bc"]
+
+
+VOCABULARIES = st.lists(
+    st.text("abc", min_size=2, max_size=5), min_size=1, max_size=30, unique=True
+).flatmap(st.permutations)
+
+
+@given(made=VOCABULARIES, text=st.text("abc", max_size=30))
+def test_pairs_that_are_left_out_are_never_joined(made: list[str], text: str) -> None:
+    """Any vocabulary in any order joins as the plain algorithm does."""
+    tokens = [*"abc", *made]
+    scores = [-float(i) for i in range(len(tokens))]
+    merges = sentencepiece.merges("f", dict(zip(tokens, scores, strict=True)))
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    loaded = Tokenizer(BPE(vocabulary, [tuple(pair.split(" ")) for pair in merges]))
+    assert loaded.encode(text).ids == joined(text, tokens, scores)
+    assert len({pair.replace(" ", "") for pair in merges}) == len(merges)

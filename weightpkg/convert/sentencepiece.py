@@ -6,8 +6,9 @@ that is no token then becomes its bytes, `<0xE2>` and so on.
 https://github.com/ggml-org/llama.cpp/blob/0c1e57098/src/llama-vocab.cpp `llm_tokenizer_spm_session`
 
 `tokenizers` knows a list of pairs to join instead, the first ones first. A token's neighbours join in
-the same order whatever stands around it, so there is one pair that it can be made of, and it does not
-matter in which order other splits of it are listed, or that they are. Two tokens of one score are
+the same order whatever stands around it, so there is one pair that it can be made of: the one that is
+left of it, all by itself, before the last step. Other splits of it are never joined and not listed:
+of Gemma's 513,511, 236,246 stay, which are read in three quarters of the time. Two tokens of one score are
 another matter: which is joined first depends on the text. Only runs of one character, as Llama has
 them of spaces, are settled: the leftmost run is the longest, and so longer ones come first.
 """
@@ -16,6 +17,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import repeat
+from operator import add
 
 from weightpkg.errors import UnsupportedFormatError
 
@@ -26,7 +29,7 @@ Json = Mapping[str, object]
 
 
 def merges(source: str, scores: Mapping[str, float]) -> list[str]:
-    """Return every two tokens that make a third, as `left right`, in the order of joining.
+    """Return the two tokens that each other one is made of, as `left right`, in the order of joining.
 
     Args:
         source: the file's name.
@@ -39,22 +42,38 @@ def merges(source: str, scores: Mapping[str, float]) -> list[str]:
         raise UnsupportedFormatError(f"`{source}`: the score of a token is not a number")
     if rest := sorted(set("".join(scores)) - scores.keys()):
         raise UnsupportedFormatError(f"`{source}`: tokens have {rest[0]!r}, which is none itself")
-    pairs: list[str] = []
+    splits: dict[str, list[int]] = {}
     last = ""
     for token in sorted(scores, key=lambda token: (-scores[token], -len(token))):
-        found = [
-            f"{token[:i]} {token[i:]}"
-            for i in range(1, len(token))
-            if token[i:] in scores and token[:i] in scores
-        ]
+        found = [i for i in range(1, len(token)) if token[i:] in scores and token[:i] in scores]
         if found:
             if last and scores[last] == scores[token] and len({*last, *token}) > 1:
                 raise UnsupportedFormatError(
                     f"`{source}`: tokens {last!r} and {token!r} have the same score"
                 )
-            pairs += found
+            splits[token] = found
             last = token
-    return pairs
+    ranks = {token: rank for rank, token in enumerate(splits)}
+    cuts = ((token, _cut(token, found, ranks)) for token, found in splits.items())
+    return [f"{token[:cut]} {token[cut:]}" for token, cut in cuts if cut]
+
+
+def _cut(token: str, splits: Sequence[int], ranks: Mapping[str, int]) -> int:
+    """Return the length of the first of the two that a token is made of; 0 if it never is."""
+    if len(splits) == 1:
+        return splits[0]
+    parts, none = list(token), len(ranks)
+    found = list(map(ranks.get, map(add, parts, parts[1:]), repeat(none)))
+    while len(parts) > 2:
+        best = min(found)
+        if best == none:
+            return 0
+        at = found.index(best)
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        del found[at]
+        for i in range(max(at - 1, 0), min(at + 1, len(found))):
+            found[i] = ranks.get(parts[i] + parts[i + 1], none)
+    return len(parts[0])
 
 
 def normalizer(*, add_space_prefix: bool) -> Json:

@@ -461,7 +461,7 @@ def _bpe(
     byte_fallback: bool = False,
     ignore_merges: bool = False,
 ) -> Json:
-    """Return what joins pairs of tokens."""
+    """Return what joins pairs of tokens; the vocabulary in order, as that is read sooner."""
     return {
         "type": "BPE",
         "dropout": None,
@@ -471,7 +471,7 @@ def _bpe(
         "fuse_unk": False,
         "byte_fallback": byte_fallback,
         "ignore_merges": ignore_merges,
-        "vocab": {token: i for i, token in enumerate(tokens)},
+        "vocab": dict(sorted((token, i) for i, token in enumerate(tokens))),
         "merges": merges,
     }
 

@@ -37,6 +37,9 @@ MOST_KEPT = 64
 _FOLDER = "session.model_external_initializers_file_folder_path"
 _RECORD = "session.record_ep_graph_assignment_info"
 _DIGEST = 32
+_PARALLEL = "session.prepack.enable_parallel"
+_LARGE = 512 * 1024 * 1024
+_FEW = 2
 
 # onnxruntime's exceptions have no base of their own
 ORT_ERRORS = (
@@ -158,6 +161,8 @@ class _Maker:
         options.add_session_config_entry(_FOLDER, str(self._directory))
         for key, value in self._provider.session.items():
             options.add_session_config_entry(key, value)
+        if not self.is_other and self._packs_in_parallel():
+            options.add_session_config_entry(_PARALLEL, "1")
         if self.is_other:
             options.add_session_config_entry(_RECORD, "1")
         if is_optimized:
@@ -168,6 +173,18 @@ class _Maker:
         if self.is_other:
             providers.append(CPU)
         return ort.InferenceSession(content, options, providers=providers)
+
+    def _packs_in_parallel(self) -> bool:
+        """Whether weights are packed by several threads, which is nearly all of loading.
+
+        With two cores a tokenizer is read on the other one meanwhile, which takes longer if the model is
+        small; threads that wait for each other would only keep it from that.
+        """
+        if self._threads > _FEW:
+            return True
+        with suppress(OSError):
+            return sum(path.stat().st_size for path in self._directory.iterdir()) >= _LARGE
+        return True
 
 
 def _from_cache(content: bytes, make: _Maker, cache: Path | None) -> ort.InferenceSession:

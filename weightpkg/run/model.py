@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from weightpkg.run.template import ChatTemplate, Message
 from weightpkg.run.tokenizing import read_tokenizer
 
 DEFAULT_MAX_TOKENS = 1024
+_HEAD_START_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +90,10 @@ class Model:
             return Session(directory, config, threads=threads, device=device, cache=cache)
 
         try:
-            with ThreadPoolExecutor(1) as pool:  # onnxruntime loads without Python's lock
+            with ThreadPoolExecutor(1) as pool:
                 session = pool.submit(load)
+                # onnxruntime loads without Python's lock once it has begun; the tokenizer keeps it
+                wait([session], _HEAD_START_S)
                 self._tokenizer = read_tokenizer(directory)
                 self.session = session.result()
         except BaseException:

@@ -180,8 +180,6 @@ TABLE: tuple[Provider, ...] = (
         short="cpu",
         kind="cpu",
         package="onnxruntime",
-        # packing the weights is nearly all of loading, and it is one matrix after the other by default
-        session={"session.prepack.enable_parallel": "1"},
         source="https://github.com/microsoft/onnxruntime/blob/v1.23.0/include/onnxruntime/core/session/onnxruntime_session_options_config_keys.h",
         rank=0,
     ),
