@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from weightpkg.cli import cli
+from weightpkg.convert import CONVERTER_VERSION
 from weightpkg.digest import Digest
 from weightpkg.errors import NotInstalledError, ProjectError, UnsupportedVersionError
 from weightpkg.lockfile import dump_lockfile, read_lockfile
@@ -88,7 +89,7 @@ def test_all_that_is_known_of_a_sound_model(weightpkg: Command, settings: Settin
     assert record.tree is not None
     assert conversion["tree"] == record.tree.hex
     assert conversion["inputs"] == [file["sha256"]]
-    assert conversion["version"] == 1
+    assert conversion["version"] == CONVERTER_VERSION
     exact = {part["kind"]: part["exactness"] for part in conversion["parts"]}
     assert exact == {
         "F32": "equal to the bit",

@@ -21,9 +21,9 @@ from packaging.version import Version
 
 from test_lockfile import lockfiles
 from weightpkg.audit import Subject
-from weightpkg.bill import Bill, BillError, make_bill, parse_timestamp, purl_of
-from weightpkg.bill_cyclonedx import write_cyclonedx
-from weightpkg.bill_spdx import write_spdx
+from weightpkg.bill.cyclonedx import write_cyclonedx
+from weightpkg.bill.materials import Bill, BillError, make_bill, parse_timestamp, purl_of
+from weightpkg.bill.spdx import write_spdx
 from weightpkg.cli import cli
 from weightpkg.digest import Digest
 from weightpkg.lockfile import LockedPackage, Lockfile

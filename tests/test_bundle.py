@@ -41,8 +41,12 @@ from test_mirror import (
     weightpkg,
 )
 from weightpkg import files as durable
-from weightpkg.bundle import import_bundle, verify_bundle
-from weightpkg.bundle_file import (
+from weightpkg.cli import cli
+from weightpkg.contents import CONTENTS, Contents, Entry, dump_contents, entry_of, read_contents
+from weightpkg.digest import Digest, fingerprint_file
+from weightpkg.errors import DocumentError, IntegrityError, StoreError, WeightpkgError
+from weightpkg.mirror.bundle import import_bundle, verify_bundle
+from weightpkg.mirror.bundle_file import (
     LIST,
     Bundle,
     Listing,
@@ -51,12 +55,8 @@ from weightpkg.bundle_file import (
     header,
     padding,
 )
-from weightpkg.cli import cli
-from weightpkg.contents import CONTENTS, Contents, Entry, dump_contents, entry_of, read_contents
-from weightpkg.digest import Digest, fingerprint_file
-from weightpkg.errors import DocumentError, IntegrityError, StoreError, WeightpkgError
-from weightpkg.mirror import Mirror, verify
-from weightpkg.patching import apply_patch, make_patch
+from weightpkg.mirror.directory import Mirror, verify
+from weightpkg.mirror.patching import apply_patch, make_patch
 from weightpkg.progress import Silence
 from weightpkg.project import Project, lock
 from weightpkg.requirement import NormalizedName

@@ -28,13 +28,14 @@ from tuf.api.metadata import Metadata, Root, Targets
 
 from factories import safetensors_bytes, tiny_llama
 from tuf_client import Client
-from weightpkg import files, publishing
+from weightpkg import files
 from weightpkg.cli import cli
 from weightpkg.errors import DocumentError, SigningError, StoreError, WeightpkgError
 from weightpkg.files import Disk
 from weightpkg.index import Index
 from weightpkg.requirement import NormalizedName
-from weightpkg.signing_keys import load_signer
+from weightpkg.signing import publishing
+from weightpkg.signing.keys import load_signer
 
 if TYPE_CHECKING:
     from click.testing import Result

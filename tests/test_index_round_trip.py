@@ -13,7 +13,7 @@ from factories import tiny_llama
 from http_server import serve
 from weightpkg.cli import cli
 
-pytest.importorskip("weightpkg.publishing")
+pytest.importorskip("weightpkg.signing.publishing")
 
 Command = Callable[..., str]
 

@@ -37,7 +37,7 @@ from weightpkg.errors import (
     WeightpkgError,
 )
 from weightpkg.locking import select, this_platform
-from weightpkg.mirror import Mirror, verify
+from weightpkg.mirror.directory import Mirror, verify
 from weightpkg.package import HttpsSource
 from weightpkg.progress import Silence
 from weightpkg.project import Indexes, Project, known_facts, load_lockfile, lock
@@ -313,8 +313,8 @@ def test_a_second_run_hashes_nothing(
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("hashed")
 
-    monkeypatch.setattr("weightpkg.mirror.sound_chunks", fail)
-    monkeypatch.setattr("weightpkg.mirror.check_files", fail)
+    monkeypatch.setattr("weightpkg.mirror.directory.sound_chunks", fail)
+    monkeypatch.setattr("weightpkg.mirror.directory.check_files", fail)
     made(locked, mirror.directory)
     change(blob_of(mirror), bytes)  # the same bytes, but somebody touched them
     with pytest.raises(AssertionError, match="hashed"):

@@ -206,6 +206,11 @@ def test_pairs_that_are_left_out_are_never_joined(made: list[str], text: str) ->
     scores = [-float(i) for i in range(len(tokens))]
     merges = sentencepiece.merges("f", dict(zip(tokens, scores, strict=True)))
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    loaded = Tokenizer(BPE(vocabulary, [tuple(pair.split(" ")) for pair in merges]))
+    loaded = Tokenizer(
+        BPE(
+            vocabulary,
+            [(left, right) for left, _, right in (pair.partition(" ") for pair in merges)],
+        )
+    )
     assert loaded.encode(text).ids == joined(text, tokens, scores)
     assert len({pair.replace(" ", "") for pair in merges}) == len(merges)

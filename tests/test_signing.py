@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Metadata, Root, Snapshot
 
-from weightpkg import signing
 from weightpkg.document import MAX_DOCUMENT_SIZE
 from weightpkg.errors import DocumentError, SigningError, WeightpkgError
 from weightpkg.requirement import NormalizedName
-from weightpkg.signing_keys import (
+from weightpkg.signing import metadata as signing
+from weightpkg.signing.keys import (
     MAX_KEY_SIZE,
     Keyring,
     PublicKey,
@@ -32,8 +32,8 @@ from weightpkg.signing_keys import (
     load_public,
     load_signer,
 )
-from weightpkg.signing_pages import check_names, describe, scan
-from weightpkg.signing_plan import (
+from weightpkg.signing.pages import check_names, describe, scan
+from weightpkg.signing.plan import (
     ROOT,
     TARGETS,
     NamedKey,

@@ -26,11 +26,11 @@ from weightpkg.errors import FetchError, ModelNotFoundError, StoreError, TrustEr
 from weightpkg.requirement import NormalizedName, Requirement
 from weightpkg.resolve import resolve
 from weightpkg.sources.transport import Transport, TransportSettings
-from weightpkg.trust import SignedIndex
-from weightpkg.trust_client import Client
-from weightpkg.trust_memory import load_memory
-from weightpkg.trust_origin import BundleOrigin, DirectoryOrigin, NoOrigin, Origin, WebOrigin
-from weightpkg.trust_pages import Surroundings
+from weightpkg.trust.client import Client
+from weightpkg.trust.index import SignedIndex
+from weightpkg.trust.memory import load_memory
+from weightpkg.trust.origin import BundleOrigin, DirectoryOrigin, NoOrigin, Origin, WebOrigin
+from weightpkg.trust.pages import Surroundings
 
 PAGES = {
     "models/tiny.toml": page("tiny"),

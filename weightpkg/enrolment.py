@@ -13,9 +13,9 @@ from weightpkg.config import IndexConfig, is_web, remove_index, set_index
 from weightpkg.confusable import lookalike
 from weightpkg.errors import FetchError, TrustError
 from weightpkg.indexes import origin_of, state_of
-from weightpkg.trust import SignedIndex
-from weightpkg.trust_origin import Origin
-from weightpkg.trust_pages import FIRST_ROOT, MAX_ROOT, Surroundings
+from weightpkg.trust.index import SignedIndex
+from weightpkg.trust.origin import Origin
+from weightpkg.trust.pages import FIRST_ROOT, MAX_ROOT, Surroundings
 
 if TYPE_CHECKING:
     from weightpkg.progress import Progress

@@ -12,9 +12,9 @@ from weightpkg.document import MAX_DOCUMENT_SIZE
 from weightpkg.errors import DocumentError
 from weightpkg.index import UNSIGNED, Index
 from weightpkg.progress import Progress
-from weightpkg.trust import SignedIndex
-from weightpkg.trust_origin import AbsentError, DirectoryOrigin, Origin, WebOrigin
-from weightpkg.trust_pages import Surroundings
+from weightpkg.trust.index import SignedIndex
+from weightpkg.trust.origin import AbsentError, DirectoryOrigin, Origin, WebOrigin
+from weightpkg.trust.pages import Surroundings
 
 if TYPE_CHECKING:
     from weightpkg.sources.transport import Transport

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from weightpkg.audit import Role, Signed
 from weightpkg.errors import FetchError, TrustError
-from weightpkg.trust import SignedIndex
+from weightpkg.trust.index import SignedIndex
 
 if TYPE_CHECKING:
     from tuf.api.metadata import Metadata

@@ -116,14 +116,14 @@ def _is_lockfile(target: str) -> bool:
 
 
 def _bill(form: str, subjects: Sequence[Subject], time: str | None) -> str:
-    from weightpkg.bill import make_bill, parse_timestamp
+    from weightpkg.bill.materials import make_bill, parse_timestamp
 
     bill = make_bill(subjects, parse_timestamp(time) if time else None)
     if form == "cyclonedx":
-        from weightpkg.bill_cyclonedx import write_cyclonedx
+        from weightpkg.bill.cyclonedx import write_cyclonedx
 
         return write_cyclonedx(bill)
-    from weightpkg.bill_spdx import write_spdx
+    from weightpkg.bill.spdx import write_spdx
 
     return write_spdx(bill)
 

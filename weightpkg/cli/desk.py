@@ -13,10 +13,10 @@ from weightpkg.cli.console import print_json, print_table
 from weightpkg.errors import SigningError
 
 if TYPE_CHECKING:
-    from weightpkg.signing import Standing
-    from weightpkg.signing_keys import Keyring, Passphrase
-    from weightpkg.signing_plan import SigningPlan
-    from weightpkg.workspace import Workspace
+    from weightpkg.signing.keys import Keyring, Passphrase
+    from weightpkg.signing.metadata import Standing
+    from weightpkg.signing.plan import SigningPlan
+    from weightpkg.signing.workspace import Workspace
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -79,7 +79,7 @@ def open_workspace(directory: Path) -> Workspace:
     Raises:
         SigningError: it is none.
     """
-    from weightpkg.workspace import Workspace
+    from weightpkg.signing.workspace import Workspace
 
     workspace = Workspace(directory)
     workspace.plan_text()
@@ -90,7 +90,7 @@ def open_keyring(
     workspace: Workspace, named: Iterable[Path], passphrase_file: Path | None
 ) -> Keyring:
     """The keys at hand."""
-    from weightpkg.signing_keys import Keyring
+    from weightpkg.signing.keys import Keyring
 
     return Keyring(named, workspace.key_paths(), passphrase_from(passphrase_file))
 

@@ -16,7 +16,7 @@ from weightpkg.errors import SigningError
 if TYPE_CHECKING:
     from weightpkg.entries import Facts, NewVariant
     from weightpkg.requirement import NormalizedName
-    from weightpkg.workspace import Workspace
+    from weightpkg.signing.workspace import Workspace
 
 F = TypeVar("F", bound=Callable[..., Any])
 

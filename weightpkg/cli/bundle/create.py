@@ -10,15 +10,15 @@ from pathlib import Path
 
 import click
 
-from weightpkg.bundle import Gathering, create
 from weightpkg.cli.console import format_size, make_progress, print_json
 from weightpkg.fetch import Fetcher
 from weightpkg.files import scratch_directory
-from weightpkg.mirror import Mirror
-from weightpkg.mirroring import plan_create
+from weightpkg.mirror.bundle import Gathering, create
+from weightpkg.mirror.directory import Mirror
+from weightpkg.mirror.making import plan_create
+from weightpkg.mirror.wanted import wanted_by_lock, without_models
+from weightpkg.mirror.wheels import gather_wheels
 from weightpkg.settings import Settings
-from weightpkg.wanted import wanted_by_lock, without_models
-from weightpkg.wheels import gather_wheels
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from weightpkg.bundle import import_bundle
 from weightpkg.cli.console import format_size, make_progress, print_json
-from weightpkg.mirror import Mirror
+from weightpkg.mirror.bundle import import_bundle
+from weightpkg.mirror.directory import Mirror
 from weightpkg.settings import Settings
 
 

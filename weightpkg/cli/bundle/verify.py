@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from weightpkg.bundle import verify_bundle
 from weightpkg.cli.console import format_size, make_progress, print_json
+from weightpkg.mirror.bundle import verify_bundle
 
 
 @click.command("verify")

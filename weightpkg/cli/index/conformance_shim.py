@@ -31,7 +31,7 @@ def command(
     """Speak the client protocol of tuf-conformance."""
     from weightpkg.errors import WeightpkgError
     from weightpkg.sources.transport import Transport
-    from weightpkg.trust_conformance import download, initialize, refresh
+    from weightpkg.trust.conformance import download, initialize, refresh
 
     try:
         if action == "init":

@@ -42,8 +42,8 @@ def command(
 
     Only these keys can sign pages of NAMESPACE, and pages of nothing else.
     """
-    from weightpkg.signing_keys import PRIVATE, load_public
-    from weightpkg.signing_plan import NamedKey, Role, add_key, check_namespace, set_role
+    from weightpkg.signing.keys import PRIVATE, load_public
+    from weightpkg.signing.plan import NamedKey, Role, add_key, check_namespace, set_role
 
     workspace = open_workspace(directory)
     plan, text = workspace.plan, workspace.plan_text()

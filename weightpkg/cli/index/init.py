@@ -12,7 +12,7 @@ from weightpkg.cli.desk import key_name, passphrase_from, passphrase_option, rea
 from weightpkg.errors import SigningError
 
 if TYPE_CHECKING:
-    from weightpkg.signing_plan import NamedKey
+    from weightpkg.signing.plan import NamedKey
 
 ROOT_KEYS = 3
 
@@ -67,8 +67,8 @@ def command(
     time. docs/maintaining-an-index.md shows a key ceremony.
     """
     from weightpkg.files import make_directory
-    from weightpkg.signing_plan import Role, check_namespace, new_plan
-    from weightpkg.workspace import Workspace
+    from weightpkg.signing.plan import Role, check_namespace, new_plan
+    from weightpkg.signing.workspace import Workspace
 
     workspace = Workspace(directory)
     if workspace.plan_path.exists():
@@ -100,7 +100,7 @@ def command(
 
 
 def _made(names: Sequence[str], directory: Path | None, passphrase: str | None) -> tuple[Path, ...]:
-    from weightpkg.signing_keys import PRIVATE, generate_key
+    from weightpkg.signing.keys import PRIVATE, generate_key
 
     if directory is None:
         raise SigningError(
@@ -114,8 +114,8 @@ def _made(names: Sequence[str], directory: Path | None, passphrase: str | None) 
 
 
 def _named(paths: set[Path], passphrase_file: Path | None) -> dict[str, NamedKey]:
-    from weightpkg.signing_keys import PRIVATE, load_public
-    from weightpkg.signing_plan import NamedKey
+    from weightpkg.signing.keys import PRIVATE, load_public
+    from weightpkg.signing.plan import NamedKey
 
     keys: dict[str, NamedKey] = {}
     for path in sorted(paths):

@@ -36,7 +36,7 @@ def command() -> None:
 def generate(name: str, output: Path | None, asks: bool, passphrase_file: Path | None) -> None:
     """Make a key: NAME.pem, which stays with its owner, and NAME.pub, which anybody may have."""
     from weightpkg.requirement import is_name
-    from weightpkg.signing_keys import PRIVATE, PUBLIC, generate_key
+    from weightpkg.signing.keys import PRIVATE, PUBLIC, generate_key
 
     if not is_name(name):
         raise SigningError(f"`{name}` is not a name", hint="letters, digits, `-`, `_` and `.`")
@@ -91,8 +91,8 @@ def rotate(
     ROLE is root, targets, snapshot, timestamp or a namespace. A new root is signed by as many of the
     old keys as the old root asks for, and of the new ones.
     """
-    from weightpkg.signing_keys import PRIVATE, load_public
-    from weightpkg.signing_plan import NamedKey, Role, add_key, replaced, set_role
+    from weightpkg.signing.keys import PRIVATE, load_public
+    from weightpkg.signing.plan import NamedKey, Role, add_key, replaced, set_role
 
     workspace = open_workspace(directory)
     plan = workspace.plan
@@ -132,7 +132,7 @@ def revoke(key: str, directory: Path, dry_run: bool) -> None:
 
     What it signed counts no more with the next root or `targets` that is signed and published.
     """
-    from weightpkg.signing_plan import remove_key, set_role, without
+    from weightpkg.signing.plan import remove_key, set_role, without
 
     workspace = open_workspace(directory)
     plan = workspace.plan

@@ -31,7 +31,7 @@ def command(quiet: bool, output: Path, directory: Path, leave_waiting: bool, dry
     nothing that is there is changed: publish into the directory that the web server has, or copy it
     there, timestamp.json last.
     """
-    from weightpkg.publishing import publish
+    from weightpkg.signing.publishing import publish
 
     workspace = open_workspace(directory)
     with workspace.locked(), make_progress(quiet=quiet).task("checking pages", None) as advance:

@@ -21,8 +21,8 @@ from weightpkg.cli.desk import (
 from weightpkg.errors import SigningError
 
 if TYPE_CHECKING:
-    from weightpkg.signing_keys import Keyring
-    from weightpkg.workspace import Workspace
+    from weightpkg.signing.keys import Keyring
+    from weightpkg.signing.workspace import Workspace
 
 
 @click.command("sign")
@@ -118,8 +118,8 @@ def _sign(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    from weightpkg.signing_plan import SNAPSHOT, TIMESTAMP
-    from weightpkg.workspace import SigningRun
+    from weightpkg.signing.plan import SNAPSHOT, TIMESTAMP
+    from weightpkg.signing.workspace import SigningRun
 
     plan = workspace.plan
     unknown = set(roles) - {*plan.roles, *plan.namespaces}
@@ -163,8 +163,9 @@ def _export(workspace: Workspace, directory: Path) -> None:
 
 def _sign_files(paths: Sequence[Path], keys: Sequence[Path], passphrase_file: Path | None) -> None:
     """Sign files as they are: their signer sees what they say, and the directory counts who may."""
-    from weightpkg import files, signing
-    from weightpkg.signing_keys import load_signer
+    from weightpkg import files
+    from weightpkg.signing import metadata as signing
+    from weightpkg.signing.keys import load_signer
 
     if not keys:
         raise SigningError("no key was given", hint="`--key FILE`")

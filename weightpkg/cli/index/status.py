@@ -17,7 +17,7 @@ from weightpkg.requirement import is_name, normalize_name
 from weightpkg.settings import Settings
 
 if TYPE_CHECKING:
-    from weightpkg.trust_status import RoleStatus
+    from weightpkg.trust.status import RoleStatus
 
 
 _BIN = re.compile(r"-bin-[0-9a-f]+\Z")
@@ -33,7 +33,7 @@ def command(ctx: click.Context, names: tuple[str, ...], as_json: bool) -> None:
 
     Ends with an error's exit code where something has expired, or nothing is held.
     """
-    from weightpkg.trust_status import read_status
+    from weightpkg.trust.status import read_status
 
     settings = Settings.from_environment()
     signed = [index for index in settings.config().indexes if index.root_sha256]

@@ -10,7 +10,7 @@ from weightpkg.cli.console import make_progress
 from weightpkg.errors import NamespaceNotFoundError, WeightpkgError
 from weightpkg.requirement import NormalizedName, normalize_name
 from weightpkg.settings import Settings
-from weightpkg.trust import SignedIndex, Updated
+from weightpkg.trust.index import SignedIndex, Updated
 
 
 @click.command("update")

@@ -13,10 +13,10 @@ from weightpkg.cli.console import format_size, make_progress, print_json
 from weightpkg.contents import Contents
 from weightpkg.errors import IncompleteError
 from weightpkg.fetch import DEFAULT_JOBS, Fetcher
-from weightpkg.mirror import Mirror
-from weightpkg.mirroring import Outcome, Step, create, plan_create
+from weightpkg.mirror.directory import Mirror
+from weightpkg.mirror.making import Outcome, Step, create, plan_create
+from weightpkg.mirror.wanted import wanted_by_lock, wanted_by_name, without_models
 from weightpkg.settings import Settings
-from weightpkg.wanted import wanted_by_lock, wanted_by_name, without_models
 
 
 @click.command("create")

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from weightpkg.cli.console import format_size, make_progress, print_json
-from weightpkg.mirror import Mirror, plan_prune, prune
+from weightpkg.mirror.directory import Mirror, plan_prune, prune
 
 
 @click.command("prune")

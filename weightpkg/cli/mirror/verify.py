@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from weightpkg.cli.console import make_progress, print_json
-from weightpkg.mirror import Mirror, verify
+from weightpkg.mirror.directory import Mirror, verify
 
 
 @click.command("verify")

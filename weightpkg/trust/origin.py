@@ -1,6 +1,6 @@
 """Where a signed index lies: a directory, a web server, or a bundle; bytes by relative path.
 
-Nothing that comes from here is believed: `trust_client` holds it against signatures. So an origin
+Nothing that comes from here is believed: `client` holds it against signatures. So an origin
 only bounds what it reads: bytes, redirects, time.
 """
 

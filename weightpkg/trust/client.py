@@ -4,7 +4,7 @@ Specification: https://theupdateframework.github.io/specification/v1.0.33/#detai
 
 Beside the Updater there are
 - a lock between processes, which python-tuf does not have, round every use of it;
-- a memory that is durable and outlives all caches: `trust_memory`;
+- a memory that is durable and outlives all caches: `memory`;
 - two sets of metadata: `update/`, in which an update is under way as the specification has it, and
   `held/`, which is of the last update that was complete. Questions are answered of what is held, so
   that an update that fails half way changes no answer;
@@ -36,8 +36,8 @@ from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 from weightpkg import files
 from weightpkg.errors import FetchError, TrustError
-from weightpkg.trust_memory import Memory, load_memory, save_memory
-from weightpkg.trust_origin import AbsentError, Origin, OversizeError
+from weightpkg.trust.memory import Memory, load_memory, save_memory
+from weightpkg.trust.origin import AbsentError, Origin, OversizeError
 
 if TYPE_CHECKING:
     from tuf.api.metadata import TargetFile

@@ -24,7 +24,7 @@ from weightpkg.progress import Progress
 from weightpkg.project import Indexes, find_project
 from weightpkg.requirement import NormalizedName
 from weightpkg.settings import Settings
-from weightpkg.trust import SignedIndex
+from weightpkg.trust.index import SignedIndex
 
 
 @dataclass(frozen=True, slots=True)

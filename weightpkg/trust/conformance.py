@@ -14,8 +14,8 @@ from urllib.parse import quote
 from weightpkg import files
 from weightpkg.errors import TrustError
 from weightpkg.sources.transport import Transport
-from weightpkg.trust_client import Client, Session
-from weightpkg.trust_origin import WebOrigin
+from weightpkg.trust.client import Client, Session
+from weightpkg.trust.origin import WebOrigin
 
 _NAME = "conformance"
 

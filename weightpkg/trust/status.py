@@ -11,7 +11,7 @@ from typing import Any
 from tuf.api.exceptions import RepositoryError, StorageError
 from tuf.api.metadata import Metadata, Root, Targets
 
-from weightpkg.trust_memory import load_memory
+from weightpkg.trust.memory import load_memory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

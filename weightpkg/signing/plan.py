@@ -38,7 +38,7 @@ from typing import Any
 from weightpkg.document import Table, parse_document
 from weightpkg.errors import DocumentError, SigningError
 from weightpkg.requirement import NormalizedName, normalize_name
-from weightpkg.signing_keys import PublicKey
+from weightpkg.signing.keys import PublicKey
 
 PLAN = "signing.toml"
 SCHEMA = (1, 0)

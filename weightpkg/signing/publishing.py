@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 from tuf.api.metadata import Targets
 
-from weightpkg import files, signing
+from weightpkg import files
 from weightpkg.errors import SigningError
-from weightpkg.signing import INDEX_TOML
-from weightpkg.signing_keys import PRIVATE
-from weightpkg.signing_pages import check_digest, check_names, check_page
-from weightpkg.signing_plan import PLAN, ROOT, SNAPSHOT, TARGETS, TIMESTAMP
-from weightpkg.workspace import SigningRun, Workspace
+from weightpkg.signing import metadata as signing
+from weightpkg.signing.keys import PRIVATE
+from weightpkg.signing.metadata import INDEX_TOML
+from weightpkg.signing.pages import check_digest, check_names, check_page
+from weightpkg.signing.plan import PLAN, ROOT, SNAPSHOT, TARGETS, TIMESTAMP
+from weightpkg.signing.workspace import SigningRun, Workspace
 
 if TYPE_CHECKING:
     from tuf.api.metadata import Metadata, Root, TargetFile

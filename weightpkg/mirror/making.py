@@ -34,7 +34,7 @@ from weightpkg.errors import (
 )
 from weightpkg.install import convert_blobs
 from weightpkg.lockfile import LockedPackage
-from weightpkg.mirror import (
+from weightpkg.mirror.directory import (
     Mirror,
     bad_files,
     copy_blob,
@@ -43,14 +43,14 @@ from weightpkg.mirror import (
     model_entries,
     names_in,
 )
+from weightpkg.mirror.wanted import Wanted, pages_of, signed_indexes, update_index
 from weightpkg.package import File
 from weightpkg.placing import place_file
 from weightpkg.progress import Progress
 from weightpkg.requirement import NormalizedName
 from weightpkg.store import MANIFEST, InstalledFile, Store, placed_sources, tree_digest
 from weightpkg.syncing import is_same_converter
-from weightpkg.trust import SignedIndex
-from weightpkg.wanted import Wanted, pages_of, signed_indexes, update_index
+from weightpkg.trust.index import SignedIndex
 
 if TYPE_CHECKING:
     from weightpkg.fetch import Fetcher

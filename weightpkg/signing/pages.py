@@ -19,7 +19,7 @@ from weightpkg.index import ambiguities
 from weightpkg.listing import Listing
 from weightpkg.page import read_alias, read_model
 from weightpkg.requirement import normalize_name
-from weightpkg.signing import KINDS, entry_of
+from weightpkg.signing.metadata import KINDS, entry_of
 
 if TYPE_CHECKING:
     from tuf.api.metadata import TargetFile

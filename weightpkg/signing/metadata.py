@@ -37,7 +37,7 @@ from tuf.api.metadata import (
 from tuf.api.serialization import DeserializationError
 
 from weightpkg.errors import SigningError
-from weightpkg.signing_plan import ROOT, SNAPSHOT, TARGETS, TIMESTAMP, TOP_ROLES, Role, SigningPlan
+from weightpkg.signing.plan import ROOT, SNAPSHOT, TARGETS, TIMESTAMP, TOP_ROLES, Role, SigningPlan
 
 if TYPE_CHECKING:
     from securesystemslib.signer import Key, Signer

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from weightpkg import __version__
-from weightpkg.bill import (
+from weightpkg.bill.materials import (
     Bill,
     card_of,
     conversion_notes,

@@ -21,8 +21,8 @@ from weightpkg.license_policy import identifiers
 from weightpkg.package import Model
 from weightpkg.page import read_alias
 from weightpkg.requirement import NormalizedName
-from weightpkg.trust_origin import AbsentError, Origin
-from weightpkg.trust_pages import MAX_ROOT, SUFFIXES, SignedPages, Surroundings
+from weightpkg.trust.origin import AbsentError, Origin
+from weightpkg.trust.pages import MAX_ROOT, SUFFIXES, SignedPages, Surroundings
 
 if TYPE_CHECKING:
     from tuf.api.metadata import TargetFile

@@ -17,14 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from weightpkg import files
-from weightpkg.bundle_file import (
-    PATCHES,
-    WHEELS,
-    Bundle,
-    BundleWriter,
-    Listing,
-    Patch,
-)
 from weightpkg.contents import (
     CONTENTS,
     Contents,
@@ -48,14 +40,22 @@ from weightpkg.errors import (
 )
 from weightpkg.install import convert_model
 from weightpkg.lockfile import LockedPackage
-from weightpkg.mirror import Mirror, bad_files, copy_blob, model_entries
+from weightpkg.mirror.bundle_file import (
+    PATCHES,
+    WHEELS,
+    Bundle,
+    BundleWriter,
+    Listing,
+    Patch,
+)
+from weightpkg.mirror.directory import Mirror, bad_files, copy_blob, model_entries
+from weightpkg.mirror.patching import apply_patch, make_patch
+from weightpkg.mirror.wanted import Wanted, pages_of
 from weightpkg.package import File
-from weightpkg.patching import apply_patch, make_patch
 from weightpkg.placing import place_file
 from weightpkg.progress import Progress
 from weightpkg.store import InstalledFile, Store, tree_digest
 from weightpkg.syncing import is_same_converter
-from weightpkg.wanted import Wanted, pages_of
 
 if TYPE_CHECKING:
     from weightpkg.fetch import Fetcher

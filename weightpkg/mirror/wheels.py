@@ -18,7 +18,7 @@ from weightpkg.errors import FetchError
 from weightpkg.progress import Progress
 
 _TIMEOUT_S = 1800.0
-_PROJECT = Path(__file__).parents[1] / "pyproject.toml"
+_PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 """Where the source is, in a checkout."""
 
 

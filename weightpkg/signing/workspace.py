@@ -24,11 +24,12 @@ from typing import TYPE_CHECKING, Any
 import tomli_w
 from tuf.api.metadata import Metadata, Root
 
-from weightpkg import files, signing
+from weightpkg import files
 from weightpkg.errors import SigningError
-from weightpkg.signing import Delegator, SignerFor, Standing
-from weightpkg.signing_pages import namespace_directories, scan
-from weightpkg.signing_plan import (
+from weightpkg.signing import metadata as signing
+from weightpkg.signing.metadata import Delegator, SignerFor, Standing
+from weightpkg.signing.pages import namespace_directories, scan
+from weightpkg.signing.plan import (
     PLAN,
     ROOT,
     SNAPSHOT,

@@ -1,6 +1,6 @@
 """The pages of a namespace of a signed index, fetched when they are asked for.
 
-What is held of the index lies in its state, beside what `trust_client` has there:
+What is held of the index lies in its state, beside what `client` has there:
 
     first.root.json             the root that is trusted from the start
     pages/models/NAME.toml ...  verified when they are fetched, and again when they are read
@@ -23,13 +23,13 @@ from weightpkg.document import MAX_DOCUMENT_SIZE
 from weightpkg.errors import DocumentError, FetchError, TrustError
 from weightpkg.listing import Listing, read_listing
 from weightpkg.progress import Progress, Silence
-from weightpkg.trust_origin import AbsentError, Origin
+from weightpkg.trust.origin import AbsentError, Origin
 
 if TYPE_CHECKING:
     from tuf.api.metadata import TargetFile
 
     from weightpkg.catalog import Made, Stamp
-    from weightpkg.trust_client import Client, Session
+    from weightpkg.trust.client import Client, Session
 
 T = TypeVar("T")
 
@@ -88,7 +88,7 @@ class SignedPages:
     @cached_property
     def client(self) -> Client:
         """What verifies; `TrustError` where the first root is not the one that is configured."""
-        from weightpkg.trust_client import Client, Terms  # noqa: PLC0415  slow to import
+        from weightpkg.trust.client import Client, Terms  # noqa: PLC0415  slow to import
 
         terms = Terms(
             staleness=timedelta(days=self.config.max_staleness_days),
@@ -170,7 +170,7 @@ class SignedPages:
 
     def _check_new(self, session: Session) -> None:
         """Look at all that is new of what is held, so that it counts only if it is right."""
-        from weightpkg import trust_rules as rules  # noqa: PLC0415  as the client
+        from weightpkg.trust import rules  # noqa: PLC0415  as the client
 
         prefix = self._check(session)
         if not rules.has_role(session.targets, self.namespace):
@@ -185,7 +185,7 @@ class SignedPages:
 
     def _check(self, session: Session) -> str:
         """Refuse an index that is not laid out as it must be; return what our paths begin with."""
-        from weightpkg import trust_rules as rules  # noqa: PLC0415  as the client
+        from weightpkg.trust import rules  # noqa: PLC0415  as the client
 
         info = session.targets.targets.get(rules.INDEX_PAGE)
         if info is None:
@@ -225,7 +225,7 @@ class SignedPages:
 
     def _asked(self, ask: Callable[[Session], T]) -> T:
         """Ask; where the origin has moved on since, ask again of what is new."""
-        from weightpkg.trust_client import GoneError  # noqa: PLC0415  as the client
+        from weightpkg.trust.client import GoneError  # noqa: PLC0415  as the client
 
         try:
             return ask(self.session())
@@ -287,7 +287,7 @@ class SignedPages:
 
     def roles(self) -> list[str]:
         """The roles that sign the namespace's pages: one, or its bins."""
-        from weightpkg import trust_rules as rules  # noqa: PLC0415  as the client
+        from weightpkg.trust import rules  # noqa: PLC0415  as the client
 
         if not rules.has_role(self.session().targets, self.namespace):
             return []  # an index that has no pages yet
@@ -312,7 +312,7 @@ class SignedPages:
 
     def pages(self, role_name: str) -> Iterator[tuple[str, str]]:
         """Yield kind and name of each page that a role signs."""
-        from weightpkg import trust_rules as rules  # noqa: PLC0415  as the client
+        from weightpkg.trust import rules  # noqa: PLC0415  as the client
 
         parent = self._asked(lambda session: session.role(self.namespace, "targets"))
         role = parent

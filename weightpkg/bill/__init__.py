@@ -1,0 +1,1 @@
+"""Bills of materials in the standard forms."""
