@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,6 +18,7 @@ from weightpkg.digest import Digest
 from weightpkg.errors import RunError
 from weightpkg.progress import Silence
 from weightpkg.run.batch import Batch
+from weightpkg.run.loading import load_graph
 from weightpkg.run.session import ModelConfig, Session
 
 if TYPE_CHECKING:
@@ -77,9 +77,7 @@ def config(directory: Path) -> ModelConfig:
 
 @pytest.fixture(scope="module")
 def new_batch(directory: Path, config: ModelConfig) -> NewBatch:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = ort.InferenceSession(str(directory / "model.onnx"), options)
+    session = load_graph(directory, threads=1).session
     return lambda n_rows: Batch(session, config, n_rows)
 
 

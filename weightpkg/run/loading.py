@@ -140,13 +140,11 @@ class _Maker:
 
     def tuned(self, content: bytes) -> bytes:
         """Return a graph as this machine wants it."""
-        changes: list[Callable[[ModelProto], bool]] = []
+        changes: list[Callable[[ModelProto], bool]] = [tuning.with_short_end]
         if self._provider.half_attention:
             changes.append(tuning.with_half_attention)
         if not self.is_other and tuning.wants_float_prefill(this_cpu(), platform.machine()):
             changes.append(tuning.with_float_prefill)
-        if not changes:
-            return content
         model = _parse(content)
         changed = [change(model) for change in changes]
         return model.SerializeToString() if any(changed) else content

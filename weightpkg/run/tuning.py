@@ -1,6 +1,8 @@
 """What a machine changes in a graph, so that its kernels are used as well as they can be; pure.
 
-A converted graph is the same on every machine. Two things differ between machines:
+A converted graph is the same on every machine, and computes all rows of all layers. Of what follows the
+last layer's attention a runner wants only the rows whose logits it asks for. And two things differ
+between machines:
 
 - On x86 processors without VNNI, onnxruntime's int8 kernels for 8-bit blocks, and for blocks of 16,
   do less arithmetic in a second than its float32 product does (58 and 55 against 90 Gflop/s a core,
@@ -14,7 +16,7 @@ Kernels: https://github.com/microsoft/onnxruntime/blob/001d12d2623fd411ce0f83d05
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from weightpkg.hardware import Cpu
@@ -24,12 +26,21 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from onnx import GraphProto, ModelProto, NodeProto
 
-VERSION = 1
+VERSION = 2
 """Goes up with every change of what is made of a graph."""
 
 _VNNI = {"avx512-vnni", "avx-vnni", "amx-int8"}
 _MANY = 96  # tokens from which dequantising pays: measured equal at 64, a fifth faster at 128
 _MICROSOFT = "com.microsoft"
+_ROWS = "logits_to_keep"
+# of what these are given (B, T, ...), each row of what they make depends on the same row only
+_BY_ROW = {
+    "Add", "AveragePool", "Div", "FastGelu", "FusedMatMul", "Gelu", "Identity",
+    "LayerNormalization", "MatMul", "MatMulNBits", "Mul", "QuickGelu", "Sigmoid",
+    "SimplifiedLayerNormalization", "SkipLayerNormalization",
+    "SkipSimplifiedLayerNormalization", "Split", "Sub", "Tanh",
+}  # fmt: skip
+_MAKES_ROWS = _BY_ROW | {"GroupQueryAttention", "Gather", "GatherBlockQuantized"}
 
 
 def wants_float_prefill(cpu: Cpu, architecture: str) -> bool:
@@ -44,16 +55,45 @@ def wants_float_prefill(cpu: Cpu, architecture: str) -> bool:
     return is_x86 and "avx2" in cpu.features and not _VNNI & set(cpu.features)
 
 
+def with_short_end(model: ModelProto) -> bool:
+    """Take the rows that logits are asked for as early as possible; return whether anything changed.
+
+    The slice before the head moves up through all that works row by row and that nothing else needs:
+    to the attention of the last layer, and to what goes round it. llama.cpp does the same:
+    https://github.com/ggml-org/llama.cpp/blob/0c1e57098/src/llama-graph.cpp `build_inp_out_ids`
+    """
+    from onnx import helper  # noqa: PLC0415  only where a graph is changed
+
+    graph = model.graph
+    nodes, makers = list(graph.node), _makers(graph)
+    start, cut = _cut(graph, makers)
+    early = _early(graph, makers, cut)
+    if not early:
+        return False
+    rows: dict[str, NodeProto] = {}
+    for i in sorted(early):
+        for at, name in enumerate(nodes[i].input):
+            if makers.get(name, cut) not in {*early, cut}:
+                rows[name] = helper.make_node(
+                    "Slice", [name, *nodes[cut].input[1:]], [f"{name}.rows"]
+                )
+                nodes[i].input[at] = f"{name}.rows"
+    nodes[cut] = helper.make_node("Identity", nodes[cut].input[:1], nodes[cut].output)
+    nodes.insert(0, nodes.pop(start))
+    _replace_nodes(graph, [n for node in nodes for n in (node, *map(rows.get, node.output)) if n])
+    return True
+
+
 def with_float_prefill(model: ModelProto) -> bool:
     """Have large steps multiply dequantised weights; return whether anything changed.
 
-    Each product becomes an `If` on the number of tokens; the head is left out, as it sees few rows.
+    Each product becomes an `If` on the number of tokens; those that see few rows are left out.
     """
     import numpy as np  # noqa: PLC0415  only where a graph is changed
     from onnx import helper  # noqa: PLC0415  the same
 
-    graph = model.graph
-    slow = [node for node in graph.node if _is_slow(node, graph)]
+    graph, few = model.graph, _few_rows(model.graph)
+    slow = [node for node in graph.node if _is_slow(node) and node.output[0] not in few]
     if not slow:
         return False
     constants = _Constants(graph)
@@ -87,22 +127,65 @@ def with_half_attention(model: ModelProto) -> bool:
     return bool(attention)
 
 
-def _is_slow(node: NodeProto, graph: GraphProto) -> bool:
+def _makers(graph: GraphProto) -> dict[str, int]:
+    """Which node makes what."""
+    return {name: i for i, node in enumerate(graph.node) for name in node.output if name}
+
+
+def _cut(graph: GraphProto, makers: Mapping[str, int]) -> tuple[int, int]:
+    """Return the nodes that say where the rows begin whose logits are asked for, and that take them."""
+    starts = {node.output[0] for node in graph.node if [*node.input] == [_ROWS]}
+    for i, node in enumerate(graph.node):
+        if node.op_type == "Slice" and node.input[1] in starts:
+            return makers[node.input[1]], i
+    return -1, -1
+
+
+def _early(graph: GraphProto, makers: Mapping[str, int], cut: int) -> set[int]:
+    """Return the nodes before a slice that may as well come after it."""
+    users: dict[str, set[int]] = {value.name: {-1} for value in graph.output}
+    for i, node in enumerate(graph.node):
+        for name in filter(None, node.input):
+            users.setdefault(name, set()).add(i)
+
+    early: set[int] = set()
+    for i in range(cut - 1, -1, -1):
+        uses = {user for name in graph.node[i].output for user in users.get(name, ())}
+        made_by = [graph.node[makers[x]].op_type for x in graph.node[i].input if x in makers]
+        if uses and uses <= {*early, cut} and _is_by_row(graph.node[i], made_by):
+            early.add(i)
+    return early
+
+
+def _is_by_row(node: NodeProto, made_by: Sequence[str]) -> bool:
+    """Whether a node works row by row. made_by: the operators that make its inputs; weights are not made."""
+    integers = _integers(node)
+    if node.op_type not in _BY_ROW or not set(made_by) <= _MAKES_ROWS:
+        return False
+    if integers.get("transA") or integers.get("axis", 0 if node.op_type == "Split" else -1) in {
+        0,
+        1,
+    }:
+        return False
+    return "MatMul" not in node.op_type or len(made_by) == 1
+
+
+def _few_rows(graph: GraphProto) -> set[str]:
+    """Return all that is computed only for the rows whose logits are asked for."""
+    few = {_ROWS}
+    for node in graph.node:
+        if few & {*node.input}:
+            few |= {*node.output}
+    return few
+
+
+def _is_slow(node: NodeProto) -> bool:
     if node.op_type != "MatMulNBits" or len(node.input) > 3:
         return False
     sizes = _integers(node)
     return (sizes["bits"], sizes["block_size"]) != (4, 32) and (
         sizes["bits"] == 8 or sizes["block_size"] == 16
-    ) and not _makes_logits(node, graph)  # fmt: skip
-
-
-def _makes_logits(node: NodeProto, graph: GraphProto) -> bool:
-    """Whether a product is the head: what it makes is an output, perhaps after an Add or Identity."""
-    outputs, names = {value.name for value in graph.output}, {*node.output}
-    for other in graph.node:
-        if other.op_type in {"Add", "Identity", "Div", "Mul", "Tanh"} and names & {*other.input}:
-            names |= {*other.output}
-    return bool(names & outputs)
+    )
 
 
 def _either(node: NodeProto, constants: _Constants) -> NodeProto:
