@@ -1,15 +1,18 @@
 """weightpkg itself and all that it needs, as wheels, for a machine that has neither.
 
-pip does it: what it downloads is what this environment has, version by version; weightpkg's own wheel is
-made of the installed files where there is no index that has it.
+pip does it: what it downloads is what this environment has, version by version. weightpkg's own wheel is
+built of the checkout that runs, or made again of the files that were installed: no index need have it.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from base64 import urlsafe_b64encode
+from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
 import tomli
 from packaging.requirements import InvalidRequirement, Requirement
@@ -18,6 +21,7 @@ from weightpkg.errors import FetchError
 from weightpkg.progress import Progress
 
 _TIMEOUT_S = 1800.0
+_ADDED = {"INSTALLER", "RECORD", "REQUESTED", "direct_url.json"}
 _PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 """Where the source is, in a checkout."""
 
@@ -71,9 +75,37 @@ def gather_wheels(directory: Path, progress: Progress) -> list[Path]:
     if _PROJECT.is_file():
         _pip("wheel", "--no-deps", "-w", directory, _PROJECT.parent)
     else:
-        own = f"weightpkg=={metadata.version('weightpkg')}"
-        _pip("download", "--no-deps", "--only-binary", ":all:", "-d", directory, own)
+        repack(metadata.distribution("weightpkg"), directory)
     return sorted(directory.glob("*.whl"))
+
+
+def repack(distribution: metadata.Distribution, directory: Path) -> Path:
+    """Make the wheel again that a distribution of pure Python was installed from.
+
+    What pip added is left out, and made again by the pip that installs it. The same files give the same
+    bytes. Format: https://packaging.python.org/en/latest/specifications/binary-distribution-format/
+
+    Raises:
+        FetchError: a file is not as it was installed.
+    """
+    name, version = distribution.metadata["Name"], distribution.version
+    path = directory / f"{name}-{version}-py3-none-any.whl"
+    record = f"{name}-{version}.dist-info/RECORD"
+    rows: list[str] = []
+    with ZipFile(path, "w", ZIP_DEFLATED) as archive:
+        for file in sorted(distribution.files or [], key=str):
+            if file.name in _ADDED or file.suffix == ".pyc" or ".." in file.parts:
+                continue
+            content = Path(str(file.locate())).read_bytes()
+            digest = urlsafe_b64encode(sha256(content).digest()).decode().rstrip("=")
+            if file.hash is None or file.hash.value != digest:
+                raise FetchError(
+                    f"`{file}` is not as it was installed", hint="`pip install --force-reinstall`"
+                )
+            archive.writestr(ZipInfo(file.as_posix()), content, ZIP_DEFLATED)
+            rows.append(f"{file.as_posix()},sha256={digest},{len(content)}\n")
+        archive.writestr(ZipInfo(record), "".join([*rows, f"{record},,\n"]), ZIP_DEFLATED)
+    return path
 
 
 def _pip(*words: str | Path) -> None:
