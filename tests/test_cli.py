@@ -98,6 +98,20 @@ def test_run_has_answers_of_a_form_stops_samples_and_logprobs(
     assert len(kept) == 1  # for this machine, by the first of these runs
 
 
+def test_run_and_bench_keep_keys_and_values_in_int8(
+    weightpkg: Weightpkg, settings: Settings
+) -> None:
+    words = ("run", "tiny", "the sky", "--raw", "--max-tokens", "4", "--kv-cache", "int8")
+    first = weightpkg(*words)
+    assert first.returncode == 0, first.stderr
+    assert weightpkg(*words).stdout == first.stdout
+    kept = sorted(path.suffix for path in (settings.home / "cache" / "graphs").iterdir())
+    # the graph that scales are measured with, the one that has them, and the scales
+    assert kept == [".onnx", ".onnx", ".scales"]
+    words = ("bench", "tiny", "--prompt", "9", "--answer", "3", "--rounds", "1")
+    assert weightpkg(*words, "--kv-cache", "int8").returncode == 0
+
+
 def test_bench_measures(weightpkg: Weightpkg) -> None:
     words = ("bench", "tiny", "--prompt", "20", "--answer", "4", "--rounds", "1")
     figures = json.loads(weightpkg(*words, "--json").stdout)
@@ -172,6 +186,7 @@ MISTAKES = [
     (["run", "tiny", "Hi", "--device", "tpu"], 9, ["no device and no execution provider", "cuda"]),
     (["run", "tiny", "Hi", "--device", "qnn"], 9, ["`qnn` cannot run this model here"]),
     (["bench", "tiny", "--prompt", "4096"], 9, ["more than the model's context", "--prompt"]),
+    (["run", "tiny", "Hi", "--kv-cache", "int4"], 2, ["'int4'", "int8"]),
     (["bench", "tinny"], 4, ["no model is called `tinny`"]),
     (["install"], 2, ["Missing argument"]),
     (["instal"], 2, ["No such command"]),

@@ -192,6 +192,23 @@ def test_show_tells_memory(weightpkg: Weightpkg) -> None:
     assert [row["memory"] for row in resolved["candidates"]] == list(memory.values())
 
 
+@pytest.mark.parametrize("command", ["show", "resolve"])
+def test_memory_of_a_cache_in_int8_is_a_quarter(weightpkg: Weightpkg, command: str) -> None:
+    assert weightpkg("install", "tiny").returncode == 0
+    sizes = []
+    for kind in ("float", "int8"):
+        words = (command, "tiny", "--context", "64", "--json", "--kv-cache", kind)
+        found = json.loads(weightpkg(*words).stdout)
+        rows = (
+            found["memory"].values()
+            if command == "show"
+            else [row["memory"] for row in found["candidates"]]
+        )
+        sizes.append([need["kv-cache"] for need in rows])
+    assert len(sizes[0]) == 2  # of what is installed, and of what is estimated
+    assert sizes[0] == [4 * size for size in sizes[1]]
+
+
 def test_resolve_takes_a_file(weightpkg: Weightpkg, settings: Settings) -> None:
     path = settings.index_dir / "tiny-q4.gguf"
     document = json.loads(weightpkg("resolve", str(path), "--json").stdout)

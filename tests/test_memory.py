@@ -16,9 +16,9 @@ from weightpkg.formats.ggml import GGML_TYPES, GGMLType
 from weightpkg.memory import (
     BITS,
     DEFAULT_CONTEXT,
+    cache_size,
     converted_size,
     estimate,
-    kv_cache,
     need_of,
     need_of_config,
 )
@@ -197,7 +197,7 @@ def test_shapes_are_those_of_their_models() -> None:
         head_size=128,
         vocab_size=128_256,
     )
-    assert kv_cache(nearest_shape("llama", 8_030_261_248), 8192) == 2**31
+    assert cache_size(nearest_shape("llama", 8_030_261_248), 8192) == 2**31
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,12 @@ def test_an_answer_whole_and_in_parts(server: Server) -> None:
     assert parts[0].choices[0].delta.role == "assistant"
 
 
+def test_keys_and_values_in_int8(directory: Path, tmp_path: Path) -> None:
+    with serving(tmp_path, str(directory), "--kv-cache", "int8") as running:
+        assert ask(running).usage.completion_tokens == 12
+    assert len(list((tmp_path / "cache" / "graphs").glob("*.scales"))) == 1
+
+
 def test_several_answers_a_seed_and_stops(server: Server) -> None:
     warm = {"temperature": 1.5, "seed": 7, "n": 3}
     first, second = ask(server, **warm), ask(server, **warm)

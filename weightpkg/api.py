@@ -38,6 +38,7 @@ from weightpkg.store import Installed, Store
 from weightpkg.syncing import check_platform, check_tree, find_record, plan_sync, sync
 
 if TYPE_CHECKING:
+    from weightpkg.memory import KvCache
     from weightpkg.run.model import Model
     from weightpkg.run.tasks.classification import Classifier
     from weightpkg.run.tasks.embedding import Embedder
@@ -246,6 +247,7 @@ def load(
     allow_install: bool = ...,
     threads: int = ...,
     device: str = ...,
+    kv_cache: KvCache = ...,
     settings: Settings | None = ...,
     progress: Progress | None = ...,
 ) -> Model: ...
@@ -257,6 +259,7 @@ def load(
     allow_install: bool = ...,
     threads: int = ...,
     device: str = ...,
+    kv_cache: KvCache = ...,
     settings: Settings | None = ...,
     progress: Progress | None = ...,
 ) -> Embedder: ...
@@ -268,6 +271,7 @@ def load(
     allow_install: bool = ...,
     threads: int = ...,
     device: str = ...,
+    kv_cache: KvCache = ...,
     settings: Settings | None = ...,
     progress: Progress | None = ...,
 ) -> Classifier: ...
@@ -279,6 +283,7 @@ def load(
     allow_install: bool = ...,
     threads: int = ...,
     device: str = ...,
+    kv_cache: KvCache = ...,
     settings: Settings | None = ...,
     progress: Progress | None = ...,
 ) -> Tagger: ...
@@ -290,6 +295,7 @@ def load(
     allow_install: bool = ...,
     threads: int = ...,
     device: str = ...,
+    kv_cache: KvCache = ...,
     settings: Settings | None = ...,
     progress: Progress | None = ...,
 ) -> Filler: ...
@@ -301,6 +307,7 @@ def load(
     allow_install: bool = ...,
     threads: int = ...,
     device: str = ...,
+    kv_cache: KvCache = ...,
     settings: Settings | None = ...,
     progress: Progress | None = ...,
 ) -> ImageClassifier: ...
@@ -312,6 +319,7 @@ def load(
     allow_install: bool = ...,
     threads: int = ...,
     device: str = ...,
+    kv_cache: KvCache = ...,
     settings: Settings | None = ...,
     progress: Progress | None = ...,
 ) -> TensorModel: ...
@@ -323,6 +331,7 @@ def load(
     allow_install: bool = ...,
     threads: int = ...,
     device: str = ...,
+    kv_cache: KvCache = ...,
     settings: Settings | None = ...,
     progress: Progress | None = ...,
 ) -> AnyModel: ...
@@ -333,6 +342,7 @@ def load(
     allow_install: bool = True,
     threads: int = 0,
     device: str = "auto",
+    kv_cache: KvCache = "float",
     settings: Settings | None = None,
     progress: Progress | None = None,
 ) -> AnyModel:
@@ -346,6 +356,8 @@ def load(
         allow_install: install it if it is not there.
         threads: how many to compute with; 0 is one for each core that this process may use.
         device: `auto`, `cpu`, `gpu`, `npu`, or an execution provider's name.
+        kv_cache: of a model that writes text: `int8` keeps keys and values in a quarter of the memory, a
+            little less exactly.
         settings: where things are, if not where the environment says.
         progress: told of an installation's steps.
 
@@ -369,6 +381,8 @@ def load(
         from weightpkg.run.tasks.opening import open_model  # noqa: PLC0415  needs onnxruntime
 
         cache = store.root / "cache" / "graphs"
-        model = open_model(directory, task=task, threads=threads, device=device, cache=cache)
+        model = open_model(
+            directory, task=task, threads=threads, device=device, cache=cache, kv_cache=kv_cache
+        )
         model.hold(stack.pop_all())
         return model

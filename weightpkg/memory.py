@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from weightpkg.package import Model, Variant
 from weightpkg.shapes import Shape, nearest_shape
@@ -21,8 +21,11 @@ DEFAULT_CONTEXT = 4096
 """Tokens of which there is memory for, where nobody says how many."""
 
 Basis = Literal["index", "installed"]
+KvCache: TypeAlias = Literal["float", "int8"]
+"""What keys and values are kept as."""
 
 _FLOAT = 4
+_KEPT: Mapping[KvCache, int] = {"float": _FLOAT, "int8": 1}  # bytes of a key or value
 _CHUNK = 512  # tokens of a prompt that enter at a time: run/session.py
 
 # Python, onnxruntime and the rest with nothing loaded, and what a token of the vocabulary takes in a
@@ -60,6 +63,12 @@ table); of mixtures such as Q4_K_M it is what their files have on average.
 """
 
 _AS_PUBLISHED = {"onnx"}
+
+# Where a layer sees a window only, there are rows for it, for what may be taken back, and for a piece of
+# a prompt; and for the first pieces in any case: run/windows.py.
+_WINDOW_ROWS, _LEAST_ROWS = 768, 1024
+_WINDOWED = {"gemma2": (1 / 2, 4096), "gemma3": (5 / 6, 1024), "gpt_oss": (1 / 2, 128)}
+"""Which share of its layers sees a window, and of how many tokens, by architecture."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,13 +110,16 @@ class Need:
         }
 
 
-def estimate(model: Model, variant: Variant, context: int | None = None) -> Need | None:
+def estimate(
+    model: Model, variant: Variant, context: int | None = None, kv_cache: KvCache = "float"
+) -> Need | None:
     """Return what a variant will need, from what the index says; None where that is too little.
 
     Args:
         model: its architecture, and, if known, its number of parameters.
         variant: its size and quantisation.
         context: tokens; if not given, `DEFAULT_CONTEXT`, or as many as the model can have.
+        kv_cache: what keys and values are kept as.
     """
     weights = converted_size(model.parameters, variant)
     if weights is None:
@@ -116,10 +128,20 @@ def estimate(model: Model, variant: Variant, context: int | None = None) -> Need
         return need_of(weights, None, 0, basis="index")
     parameters = model.parameters or _parameters(weights, variant)
     shape = nearest_shape(model.architecture, parameters)
-    return need_of(weights, shape, tokens(context, model.context_length), basis="index")
+    n_tokens = tokens(context, model.context_length)
+    windows = typical_windows(model.architecture, shape.n_layers)
+    return need_of(weights, shape, n_tokens, basis="index", kv_cache=kv_cache, windows=windows)
 
 
-def need_of(weights: int, shape: Shape | None, context: int, *, basis: Basis) -> Need:
+def need_of(
+    weights: int,
+    shape: Shape | None,
+    context: int,
+    *,
+    basis: Basis,
+    kv_cache: KvCache = "float",
+    windows: Sequence[int] = (),
+) -> Need:
     """Return what a model of a shape needs; a model without one has no cache.
 
     Args:
@@ -127,6 +149,8 @@ def need_of(weights: int, shape: Shape | None, context: int, *, basis: Basis) ->
         shape: of a decoder.
         context: tokens.
         basis: where the two come from.
+        kv_cache: what keys and values are kept as.
+        windows: of the layers that see no more, in tokens.
     """
     packed = int(weights * _PACKED)
     if shape is None:
@@ -136,20 +160,28 @@ def need_of(weights: int, shape: Shape | None, context: int, *, basis: Basis) ->
         process=_PROCESS + shape.vocab_size * _TOKEN,
         weights=packed,
         loading=int(min(head, weights) * _TWICE),
-        kv_cache=kv_cache(shape, context),
+        kv_cache=cache_size(shape, context, kv_cache, windows),
         workspace=_workspace(shape, context),
         context=context,
         basis=basis,
     )
 
 
-def need_of_config(config: Mapping[str, object], weights: int, context: int | None) -> Need:
+def need_of_config(
+    config: Mapping[str, object],
+    weights: int,
+    context: int | None,
+    kv_cache: KvCache = "float",
+    windows: Sequence[int] = (),
+) -> Need:
     """Return what an installed model needs, from its `genai_config.json`; ValueError if it is none.
 
     Args:
         config: the document.
         weights: the size of `model.onnx.data`.
         context: tokens; as in `estimate`.
+        kv_cache: what keys and values are kept as.
+        windows: of the layers that see no more, in tokens.
     """
     model = _section(config, "model")
     decoder = _section(model, "decoder")
@@ -163,16 +195,31 @@ def need_of_config(config: Mapping[str, object], weights: int, context: int | No
         vocab_size=_natural(model, "vocab_size"),
     )
     n_tokens = tokens(context, _natural(model, "context_length"))
-    return need_of(weights, shape, n_tokens, basis="installed")
+    return need_of(weights, shape, n_tokens, basis="installed", kv_cache=kv_cache, windows=windows)
 
 
-def kv_cache(shape: Shape, context: int) -> int:
-    """Bytes of keys and values of all layers, in float32.
+def cache_size(
+    shape: Shape, context: int, kind: KvCache = "float", windows: Sequence[int] = ()
+) -> int:
+    """Bytes of keys and values of all layers.
 
-    >>> kv_cache(nearest_shape("llama", 8_030_261_248), 8192) == 2**31
+    >>> cache_size(nearest_shape("llama", 8_030_261_248), 8192) == 2**31
     True
     """
-    return 2 * shape.n_layers * shape.n_kv_heads * shape.head_size * _FLOAT * context
+    row = 2 * shape.n_kv_heads * shape.head_size * _KEPT[kind]
+    n_rows = (shape.n_layers - len(windows)) * context
+    n_rows += sum(min(context, max(_LEAST_ROWS, size + _WINDOW_ROWS)) for size in windows)
+    return row * n_rows
+
+
+def typical_windows(architecture: str | None, n_layers: int) -> list[int]:
+    """Return the windows of a model's layers, of those that have one.
+
+    >>> len(typical_windows("gemma3", 18)), typical_windows("llama", 32)
+    (15, [])
+    """
+    share, size = _WINDOWED.get((architecture or "").replace("-", "_"), (0, 0))
+    return [size] * round(share * n_layers)
 
 
 def tokens(context: int | None, limit: int | None) -> int:

@@ -25,7 +25,7 @@ from weightpkg.requirement import NormalizedName, Requirement
 if TYPE_CHECKING:
     from weightpkg.license_policy import LicensePolicy
     from weightpkg.machine import Machine
-    from weightpkg.memory import Need
+    from weightpkg.memory import KvCache, Need
 
 RuleName = Literal[
     "version", "prerelease", "yanked", "variant", "license", "architecture", "memory"
@@ -51,6 +51,7 @@ class Rules:
 
     machine: where it shall run. It decides among variants, not against one that is asked for by name.
     context: tokens for which there must be memory, or None for `memory.DEFAULT_CONTEXT`.
+    kv_cache: what keys and values are kept as.
     licenses: which licenses may be used.
     convertible: the architectures that are converted, by format; a format without is not looked at.
     needs: memory by full name and version, of what is installed, where it need not be estimated.
@@ -58,6 +59,7 @@ class Rules:
 
     machine: Machine | None = None
     context: int | None = None
+    kv_cache: KvCache = "float"
     licenses: LicensePolicy | None = None
     convertible: Mapping[str, Container[str]] | None = None
     needs: Mapping[str, Need] = field(default_factory=dict)
@@ -310,7 +312,7 @@ def _need(resolved: Resolved, rules: Rules) -> Need | None:
     from weightpkg.memory import estimate  # noqa: PLC0415  only who asks for a machine needs it
 
     known = rules.needs.get(str(resolved))
-    return known or estimate(resolved.model, resolved.variant, rules.context)
+    return known or estimate(resolved.model, resolved.variant, rules.context, rules.kv_cache)
 
 
 def _memory(need: Need | None, rules: Rules) -> Iterator[Exclusion]:

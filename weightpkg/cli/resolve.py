@@ -14,7 +14,7 @@ from weightpkg.footprint import installed_needs
 from weightpkg.index import Index
 from weightpkg.license_policy import LicensePolicy
 from weightpkg.machine import Machine
-from weightpkg.memory import Need
+from weightpkg.memory import KvCache, Need
 from weightpkg.reference import is_reference, resolve_reference
 from weightpkg.requirement import NormalizedName, Requirement
 from weightpkg.resolve import Candidate, Exclusion, Explanation, Rules, consider, explain
@@ -30,6 +30,7 @@ from weightpkg.settings import Settings
     metavar="MACHINE",
     help="Choose for another machine: `cpu,16GiB`, or a file that `doctor --json` wrote.",
 )
+@click.option("--kv-cache", type=click.Choice(["float", "int8"]), default="float", show_default=True, help="What keys and values are kept as.")  # fmt: skip
 @click.option("--context", type=click.IntRange(1), help="Tokens for which there must be memory.")
 @click.option(
     "--allow-license", "allowed", metavar="ID", multiple=True, help="Only these licenses."
@@ -40,6 +41,7 @@ def command(
     name: str,
     is_explained: bool,
     machine: str | None,
+    kv_cache: KvCache,
     context: int | None,
     allowed: tuple[str, ...],
     denied: tuple[str, ...],
@@ -55,9 +57,10 @@ def command(
     rules = Rules(
         machine=_machine(machine),
         context=context,
+        kv_cache=kv_cache,
         licenses=_policy(policy, allowed, denied),
         convertible=convert.CONVERTIBLE,
-        needs=installed_needs(settings.store(), context),
+        needs=installed_needs(settings.store(), context, kv_cache),
     )
     explanation = _explain(name, rules, settings, namespaces)
     if as_json:

@@ -19,6 +19,7 @@ from weightpkg.run.constraint import Constraint
 from weightpkg.run.sampling import Sampling
 
 if TYPE_CHECKING:
+    from weightpkg.memory import KvCache
     from weightpkg.run.generate import TokenLogprob
     from weightpkg.run.model import Model, Stream
     from weightpkg.run.template import Message
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 @click.option(
     "--device", default="auto", show_default=True, help="auto, cpu, gpu, npu, or a provider."
 )
+@click.option("--kv-cache", type=click.Choice(["float", "int8"]), default="float", show_default=True, help="Keep keys and values so: int8 takes a quarter of the memory.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(0), default=0, help="0 for each physical core.")
 @click.option("--no-install", is_flag=True, help="Fail if the model is not installed.")
 @mirror_options
@@ -89,6 +91,7 @@ def command(
     lookup: bool,
     samples: int,
     device: str,
+    kv_cache: KvCache,
     threads: int,
     no_install: bool,
     mirror: str | None,
@@ -140,6 +143,7 @@ def command(
         allow_install=not no_install,
         threads=threads,
         device=device,
+        kv_cache=kv_cache,
         settings=settings,
         progress=progress,
     ) as model:

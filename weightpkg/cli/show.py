@@ -10,7 +10,7 @@ import click
 from weightpkg.cli.console import format_size, print_json
 from weightpkg.errors import RunError
 from weightpkg.footprint import needs_of
-from weightpkg.memory import Need
+from weightpkg.memory import KvCache, Need
 from weightpkg.package import Model, Release, Variant
 from weightpkg.reference import notes_of
 from weightpkg.requirement import Requirement
@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
 @click.command("show")
 @click.argument("name")
+@click.option("--kv-cache", type=click.Choice(["float", "int8"]), default="float", show_default=True, help="What keys and values are kept as.")  # fmt: skip
 @click.option("--context", type=click.IntRange(1), help="Tokens for which memory is counted.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(name: str, context: int | None, as_json: bool) -> None:
+def command(name: str, kv_cache: KvCache, context: int | None, as_json: bool) -> None:
     """Show what the index says of a model, and what of it is installed."""
     settings = Settings.from_environment()
     requirement = Requirement.parse(name)
@@ -35,7 +36,7 @@ def command(name: str, context: int | None, as_json: bool) -> None:
     for note in notes_of(name, model):
         click.echo(f"note: {note}", err=True)
     records = [r for r in settings.store().installed() if r.name == model.normalized_name]
-    needs = needs_of(model, settings.store(), context)
+    needs = needs_of(model, settings.store(), context, kv_cache)
     tensors = _tensors(model, records, settings.store())
     if as_json:
         about = {"memory": _needs_json(needs), "tensors": _tensors_json(tensors)}

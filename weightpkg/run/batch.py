@@ -23,6 +23,7 @@ import onnxruntime as ort
 from weightpkg.errors import RunError
 from weightpkg.run.generate import common_prefix
 from weightpkg.run.loading import ORT_ERRORS
+from weightpkg.run.session import cache_type
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -74,13 +75,14 @@ class _Row:
 
 
 class Cache:
-    """Keys and values of several rows: for each layer and part (N, G, S, D) float32, S growing."""
+    """Keys and values of several rows: for each layer and part (N, G, S, D), S growing."""
 
-    def __init__(self, config: ModelConfig, n_rows: int) -> None:
+    def __init__(self, config: ModelConfig, n_rows: int, kind: type[np.generic]) -> None:
+        self._kind = kind
         self._config = config
         self._n_rows = n_rows
         self.names = [f"{i}.{part}" for i in range(config.n_layers) for part in ("key", "value")]
-        self.buffers: list[NDArray[np.float32]] = []
+        self.buffers: list[NDArray[np.generic]] = []
         self.capacity = 0
 
     def reserve(self, length: int, kept: Sequence[int]) -> bool:
@@ -101,7 +103,7 @@ class Cache:
         capacity = min(capacity, self._config.context_length)
         shape = (self._n_rows, self._config.n_kv_heads, capacity, self._config.head_size)
         try:
-            fresh = [np.zeros(shape, np.float32) for _ in self.names]
+            fresh = [np.zeros(shape, self._kind) for _ in self.names]
         except MemoryError as error:
             reason = f"not enough memory for {self._n_rows} rows of {capacity:,} tokens"
             raise RunError(reason, hint="fewer rows, or shorter prompts, take less") from error
@@ -139,7 +141,7 @@ class Batch:
         """
         self._session = session
         self._config = config
-        self._cache = Cache(config, n_rows)
+        self._cache = Cache(config, n_rows, cache_type(session))
         self._rows = [_Row() for _ in range(n_rows)]
         self._n_active = 0
         self._many, self._single = session.io_binding(), session.io_binding()

@@ -168,11 +168,11 @@ def _tokens(
                 return
             if token != guessed:
                 break
-        session.rewind(len(text) - 1)
+        n_kept = session.rewind(len(text) - 1)
         lookup.learn_from(len(guess), n_right)
         guess = lookup.guess(text, most - len(statistics.tokens) - 1) if options.lookup else []
         statistics.n_guessed += len(guess)
-        logits = session.forward_all([text[-1], *guess], keep=len(guess) + 1)
+        logits = session.forward_all([*text[n_kept:], *guess], keep=len(guess) + 1)
 
 
 def _prefill(
@@ -183,8 +183,7 @@ def _prefill(
         raise RunError("the prompt is empty")
     start = time.perf_counter()
     statistics.n_prompt = len(prompt)
-    statistics.n_cached = common_prefix(session.tokens, prompt)
-    session.rewind(statistics.n_cached)
+    statistics.n_cached = session.rewind(common_prefix(session.tokens, prompt))
     logits = session.forward_all(prompt[statistics.n_cached :], keep=1)
     statistics.prefill_s = time.perf_counter() - start
     return logits

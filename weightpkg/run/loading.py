@@ -1,6 +1,6 @@
 """From a model directory to an onnxruntime session: the provider, this machine's graph, its cache.
 
-What a machine makes of a graph (`tuning`, and then onnxruntime's own optimisations) is kept in a file,
+What a machine makes of a graph (`tuning`, `attention`, and then onnxruntime's own optimisations) is kept in a file,
 so that only the first load pays for it. The file's name says what it depends on: the graph, the
 version of onnxruntime, the provider, the processor's features; its first 32 bytes are the SHA-256 of
 the rest. One that is damaged or that onnxruntime refuses is made again, and one that cannot be written
@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,12 +24,23 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from weightpkg import files
 from weightpkg.errors import RunError, StoreError
-from weightpkg.run import tuning
-from weightpkg.run.providers import BY_NAME, CPU, Decision, Needs, Provider, decide, landed_on_cpu
+from weightpkg.run import attention, tuning
+from weightpkg.run.providers import (
+    BY_NAME,
+    CPU,
+    Decision,
+    Needs,
+    Provider,
+    decide,
+    landed_on_cpu,
+    require_int8_cache,
+)
 from weightpkg.survey import look, this_cpu, usable_cores
 
 if TYPE_CHECKING:
     from onnx import ModelProto
+
+    from weightpkg.run.scales import Scales
 
 MODEL_FILE = "model.onnx"
 MOST_KEPT = 64
@@ -69,7 +81,13 @@ class Loaded:
 
 
 def load_graph(
-    directory: Path, *, device: str = "auto", threads: int = 0, cache: Path | None = None
+    directory: Path,
+    *,
+    device: str = "auto",
+    threads: int = 0,
+    cache: Path | None = None,
+    scales: Scales | None = None,
+    is_single: bool = False,
 ) -> Loaded:
     """Load `model.onnx` of a directory on the provider that is right for it.
 
@@ -78,6 +96,8 @@ def load_graph(
         device: `auto`, `cpu`, `gpu`, `npu`, or a provider's name.
         threads: how many to compute with; 0 is one for each core that this process may use.
         cache: where graphs are kept that were made for this machine; None keeps nothing.
+        scales: of keys and values in 8 bits; None keeps them as floats.
+        is_single: one sequence goes through it at a time, so that layers with a window need no more of it.
 
     Raises:
         RunError: the device cannot run it, onnxruntime refuses it, or there is not enough memory.
@@ -89,7 +109,9 @@ def load_graph(
         raise RunError(f"`{path}` cannot be read: {error.strerror}") from error
     decision = choose(content, device)
     threads = threads or usable_cores()
-    make = _Maker(directory, decision.chosen, threads)
+    if scales is not None:
+        require_int8_cache(decision.chosen)
+    make = _Maker(directory, decision.chosen, threads, scales, is_single=is_single)
     try:
         session = _from_cache(content, make, cache)
     except ORT_ERRORS as error:
@@ -117,23 +139,37 @@ def choose(content: bytes, device: str, *, look_closely: bool = False) -> Decisi
     if is_plain and not look_closely:
         return decide(device, available, [], Needs())
     survey = look()
-    needs = Needs.of(_parse(content))
+    needs = Needs.of(parse(content))
     return decide(device, available, survey.devices, needs, system=survey.system)
 
 
 class _Maker:
     """Makes sessions of one model, with a provider's options."""
 
-    def __init__(self, directory: Path, provider: Provider, threads: int) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        provider: Provider,
+        threads: int,
+        scales: Scales | None = None,
+        *,
+        is_single: bool = False,
+    ) -> None:
         self._directory = directory.resolve()
         self._provider = provider
         self._threads = threads
+        self._scales = scales
+        self._has_windows = is_single and provider.window_caches
         self.is_other = provider.name != CPU
 
     def key(self, content: bytes) -> str:
         """Return what a graph that was made for this machine depends on."""
         features = " ".join(this_cpu().features)
-        parts = (ort.__version__, self._provider.name, platform.machine(), features, tuning.VERSION)
+        kept_as = self._scales.digest if self._scales else "float"
+        parts = (
+            *(ort.__version__, self._provider.name, platform.machine(), features),
+            *(tuning.VERSION, attention.VERSION, kept_as, self._has_windows),
+        )
         digest = hashlib.sha256(content)
         digest.update("\n".join(map(str, parts)).encode())
         return digest.hexdigest()
@@ -145,7 +181,11 @@ class _Maker:
             changes.append(tuning.with_half_attention)
         if not self.is_other and tuning.wants_float_prefill(this_cpu(), platform.machine()):
             changes.append(tuning.with_float_prefill)
-        model = _parse(content)
+        if self._has_windows:
+            changes.append(attention.with_window_caches)
+        if self._scales is not None:
+            changes.append(partial(attention.with_int8_cache, scales=self._scales))
+        model = parse(content)
         changed = [change(model) for change in changes]
         return model.SerializeToString() if any(changed) else content
 
@@ -190,7 +230,7 @@ def _from_cache(content: bytes, make: _Maker, cache: Path | None) -> ort.Inferen
     if cache is None or make.is_other:  # a provider's compiled parts are its own to keep
         return make.session(make.tuned(content))
     kept = cache / f"{make.key(content)}.onnx"
-    optimized = _read(kept)
+    optimized = read_kept(kept)
     if optimized is not None:
         with suppress(*ORT_ERRORS):
             return make.session(optimized, is_optimized=True)
@@ -198,12 +238,12 @@ def _from_cache(content: bytes, make: _Maker, cache: Path | None) -> ort.Inferen
         fresh = Path(scratch) / MODEL_FILE
         session = make.session(make.tuned(content), save=fresh)
         with suppress(StoreError, OSError):  # the next load is as slow as this one, and that is all
-            _keep(fresh.read_bytes(), kept)
+            keep(fresh.read_bytes(), kept)
     return session
 
 
-def _read(path: Path) -> bytes | None:
-    """The content of a kept graph; None where it is not there, or not as it was written."""
+def read_kept(path: Path) -> bytes | None:
+    """Return the content of a kept file; None where it is not there, or not as it was written."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -212,16 +252,18 @@ def _read(path: Path) -> bytes | None:
     return graph if hashlib.sha256(graph).digest() == digest else None
 
 
-def _keep(graph: bytes, path: Path) -> None:
+def keep(graph: bytes, path: Path) -> None:
+    """Keep a file behind its digest; of its kind, the oldest of more than `MOST_KEPT` go."""
     files.make_directory(path.parent, is_durable=False)
     content = hashlib.sha256(graph).digest() + graph
     files.write_file(path, content, temporary=path.parent, is_name_durable=False)
-    kept = sorted(path.parent.glob("*.onnx"), key=lambda each: each.stat().st_mtime)
+    kept = sorted(path.parent.glob(f"*{path.suffix}"), key=lambda each: each.stat().st_mtime)
     for old in kept[:-MOST_KEPT]:
         files.discard(old)
 
 
-def _parse(content: bytes) -> ModelProto:
+def parse(content: bytes) -> ModelProto:
+    """Read a graph; RunError if it is none."""
     from google.protobuf.message import DecodeError  # noqa: PLC0415  only where a graph is looked at
     from onnx import ModelProto  # noqa: PLC0415  the same
 

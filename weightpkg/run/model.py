@@ -8,10 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, Self
 
 from weightpkg.errors import RunError, TemplateError
+from weightpkg.memory import KvCache
+from weightpkg.run.calibration import calibrated
 from weightpkg.run.constraint import Constraint, Grammars
 from weightpkg.run.generate import FinishReason, Options, Statistics, generate
 from weightpkg.run.sampling import Sampling
@@ -69,6 +72,7 @@ class Model:
         threads: int = 0,
         device: str = "auto",
         cache: Path | None = None,
+        kv_cache: KvCache = "float",
     ) -> None:
         """Load a model directory.
 
@@ -77,6 +81,7 @@ class Model:
             threads: how many to compute with; 0 is one for each core that this process may use.
             device: `auto`, `cpu`, `gpu`, `npu`, or a provider's name.
             cache: where graphs are kept that were made for this machine; None keeps nothing.
+            kv_cache: `int8` keeps keys and values in a quarter of the memory, a little less exactly.
 
         Raises:
             RunError: a file is missing or broken, the device cannot run it, or there is not enough memory.
@@ -87,7 +92,12 @@ class Model:
         self._template = read_template(directory)
 
         def load() -> Session:
-            return Session(directory, config, threads=threads, device=device, cache=cache)
+            open_ = partial(Session, directory, config, threads=threads, device=device, cache=cache)
+            if kv_cache == "float":
+                return open_()
+            return open_(
+                scales=calibrated(directory, config, threads=threads, device=device, cache=cache)
+            )
 
         try:
             with ThreadPoolExecutor(1) as pool:

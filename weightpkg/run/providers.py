@@ -35,6 +35,9 @@ class Provider:
     lacks: what of `Needs` it has no kernels for, and why; `*` for whatever is not a plain ONNX operator.
     options: of the provider; session: keys of the session.
     source: where its options and limits are described.
+    half_attention: whether its attention is in half precision only.
+    int8_cache: whether its attention is known to take keys and values of 8 bits.
+    window_caches: whether layers with a window may have buffers of only that.
     rank: of kinds that were not asked for, the higher first.
     """
 
@@ -49,6 +52,8 @@ class Provider:
     options: Mapping[str, str] = field(default_factory=dict)
     session: Mapping[str, str] = field(default_factory=dict)
     half_attention: bool = False
+    int8_cache: bool = False
+    window_caches: bool = False
     rank: int = 0
 
 
@@ -180,6 +185,8 @@ TABLE: tuple[Provider, ...] = (
         short="cpu",
         kind="cpu",
         package="onnxruntime",
+        int8_cache=True,
+        window_caches=True,
         source="https://github.com/microsoft/onnxruntime/blob/v1.23.0/include/onnxruntime/core/session/onnxruntime_session_options_config_keys.h",
         rank=0,
     ),
@@ -296,6 +303,16 @@ def decide(
         verdicts=verdicts,
         better=_better(chosen, verdicts),
     )
+
+
+def require_int8_cache(provider: Provider) -> None:
+    """Raise RunError where a provider is not known to keep keys and values in 8 bits."""
+    if not provider.int8_cache:
+        able = ", ".join(f"`--device {other.short}`" for other in TABLE if other.int8_cache)
+        raise RunError(
+            f"{provider.name} is not known to keep keys and values in int8",
+            hint=f"leave --kv-cache out, or take {able}",
+        )
 
 
 def landed_on_cpu(chosen: Provider, placed: Iterable[tuple[str, str]]) -> list[str]:

@@ -1,27 +1,30 @@
 """A decoder loaded into onnxruntime, and its key/value cache.
 
-Past and present of every layer are bound to one buffer, so a step copies nothing: the operator
-writes the new positions behind the old ones. Buffers grow in steps as the text does.
+Buffers grow in steps as the text does; those of layers that see a window only up to what it needs.
 """
 
 from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnxruntime as ort
 
 from weightpkg.errors import RunError
+from weightpkg.run.buffers import Buffers, wrap
 from weightpkg.run.loading import MODEL_FILE, ORT_ERRORS, choose, load_graph
+from weightpkg.run.windows import START, Windows
 
 if TYPE_CHECKING:
+    import onnxruntime as ort
     from numpy.typing import NDArray
+
+    from weightpkg.run.scales import Scales
 
 # Prompts enter in pieces: enough tokens for full speed, and memory stays bounded. Attention's own is
 # that of a piece times all tokens before it, so later pieces are smaller.
@@ -97,6 +100,7 @@ class Session:
         threads: int = 0,
         device: str = "auto",
         cache: Path | None = None,
+        scales: Scales | None = None,
     ) -> None:
         """Load the model.
 
@@ -106,6 +110,7 @@ class Session:
             threads: how many to compute with; 0 is one for each core that this process may use.
             device: `auto`, `cpu`, `gpu`, `npu`, or a provider's name.
             cache: where graphs are kept that were made for this machine; None keeps nothing.
+            scales: of keys and values in 8 bits (`calibration`); None keeps them as floats.
 
         Raises:
             RunError: the device cannot run it, onnxruntime refuses it, or there is not enough memory.
@@ -113,14 +118,17 @@ class Session:
         self.config = config
         self.tokens: list[int] = []
         self._directory = directory
-        self._loaded = load_graph(directory, device=device, threads=threads, cache=cache)
+        self._loaded = load_graph(
+            directory, device=device, threads=threads, cache=cache, scales=scales, is_single=True
+        )
         self._session = self._loaded.session
-        self._names = [f"{i}.{part}" for i in range(config.n_layers) for part in ("key", "value")]
-        self._cache_type = _cache_type(self._session)
-        self._place = _MEMORY.get(self._loaded.decision.chosen.name, "cpu")
-        self._cache: list[ort.OrtValue] = []
-        self._capacity = 0
         self._binding = self._session.io_binding()
+        self._windows = Windows.parse(self._session.get_modelmeta().custom_metadata_map)
+        self._whole, self._local = self._buffers()
+        self._capacity = 0
+        self._start = np.zeros(1, np.int32)
+        if self._windows is not None:
+            self._binding.bind_ortvalue_input(START, wrap(self._start))
         self._n_kept = 0
         self._keep_logits(1)
 
@@ -144,9 +152,37 @@ class Session:
             lines.append(f"on the processor all the same: {', '.join(self._loaded.on_cpu)}")
         return lines
 
-    def rewind(self, length: int) -> None:
-        """Forget all tokens but the first `length`."""
+    def cached(self) -> Iterator[NDArray[np.generic]]:
+        """Yield keys and values of each layer in turn, as they are kept: (G, T, D).
+
+        Where a layer sees a window, older ones may be gone.
+        """
+        parts: dict[str, NDArray[np.generic]] = {}
+        for buffers in (self._whole, self._local):
+            parts |= buffers.rows(len(self.tokens) - buffers.first)
+        yield from (parts[name] for name in _parts(range(self.config.n_layers)))
+
+    def _buffers(self) -> tuple[Buffers, Buffers]:
+        """Those of layers that see all of the text, and those of layers that see a window."""
+        local = self._windows.layers if self._windows is not None else ()
+        whole = [i for i in range(self.config.n_layers) if i not in local]
+        sizes = (self.config.n_kv_heads, self.config.head_size)
+        kind = cache_type(self._session)
+        place = _MEMORY.get(self.provider, "cpu")
+        one, other = (
+            Buffers(self._binding, _parts(layers), sizes, kind, place) for layers in (whole, local)
+        )
+        return one, other
+
+    def rewind(self, length: int) -> int:
+        """Forget all tokens but the first `length`; return how many are left.
+
+        Where that is further back than the windows' buffers reach, none is: they are to be computed again.
+        """
+        if self._windows is not None and self._windows.first_needed(length) < self._local.first:
+            length = self._local.first = 0
         del self.tokens[length:]
+        return len(self.tokens)
 
     def forward(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Add tokens to the sequence; return the logits that follow the last one: (V,) float32.
@@ -174,7 +210,7 @@ class Session:
         self._reserve(total)
         start = 0
         while start < len(tokens):
-            end = start + (_CHUNK if len(self.tokens) < _LATER else _LATER_CHUNK)
+            end = start + (_CHUNK if len(self.tokens) + _CHUNK <= _LATER else _LATER_CHUNK)
             if end > len(tokens) - keep:  # all that are kept are of one piece
                 end = len(tokens)
             self._keep_logits(keep if end == len(tokens) else 1)
@@ -188,15 +224,16 @@ class Session:
             return
         self._logits = np.empty((1, count, self.config.vocab_size), np.float32)
         self._logits_to_keep = np.array([count], np.int64)
-        self._binding.bind_ortvalue_output("logits", _ort(self._logits))
-        self._binding.bind_ortvalue_input("logits_to_keep", _ort(self._logits_to_keep))
+        self._binding.bind_ortvalue_output("logits", wrap(self._logits))
+        self._binding.bind_ortvalue_input("logits_to_keep", wrap(self._logits_to_keep))
         self._n_kept = count
 
     def _step(self, tokens: Sequence[int]) -> None:
+        self._make_room(len(tokens))
         total = len(self.tokens) + len(tokens)
         ids, mask = np.array([tokens], np.int64), np.ones((1, total), np.int64)
-        self._binding.bind_ortvalue_input("input_ids", _ort(ids))
-        self._binding.bind_ortvalue_input("attention_mask", _ort(mask))
+        self._binding.bind_ortvalue_input("input_ids", wrap(ids))
+        self._binding.bind_ortvalue_input("attention_mask", wrap(mask))
         try:
             self._session.run_with_iobinding(self._binding)
         except ORT_ERRORS as error:
@@ -209,30 +246,52 @@ class Session:
             return
         capacity = max(_FIRST_CAPACITY, 1 << (length - 1).bit_length())
         capacity = min(capacity, self.config.context_length)
-        shape = (1, self.config.n_kv_heads, capacity, self.config.head_size)
-        kept = len(self.tokens)
-        old, self._cache = self._cache, []
-        try:
-            for name in self._names:
-                buffer = np.zeros(shape, self._cache_type)
-                if kept:
-                    buffer[:, :, :kept] = old.pop(0).numpy()[:, :, :kept]
-                value = _ort(buffer, self._place)
-                self._cache.append(value)
-                self._binding.bind_ortvalue_input(f"past_key_values.{name}", value)
-                self._binding.bind_ortvalue_output(f"present.{name}", value)
-        except ORT_ERRORS as error:
-            self._cache, self._capacity = [], 0
-            self.tokens.clear()
-            raise RunError(f"not enough memory for a context of {capacity:,} tokens") from error
+        local = capacity
+        if self._windows is not None:
+            local = min(capacity, max(self._windows.rows(_LATER_CHUNK), _LATER))
+        self._resize(self._whole, capacity)
+        if local > self._local.capacity:
+            self._resize(self._local, local)
         self._capacity = capacity
 
+    def _make_room(self, step: int) -> None:
+        """Drop what no token sees any more, if the windows' buffers are full."""
+        if self._windows is None:
+            return
+        n_tokens = len(self.tokens)
+        n_rows = n_tokens - self._local.first
+        if n_rows + step > self._local.capacity:
+            first = max(self._local.first, self._windows.first_kept(n_tokens))
+            try:
+                self._local.drop(first, n_rows)
+            except MemoryError as error:
+                self._forget()
+                raise RunError(f"not enough memory after {n_tokens:,} tokens") from error
+            n_rows = n_tokens - first
+        if n_rows + step > self._local.capacity:  # a step of more tokens than is usual
+            self._resize(self._local, n_rows + step)
+        self._start[0] = self._local.first
 
-def _cache_type(session: ort.InferenceSession) -> type[np.generic]:
+    def _resize(self, buffers: Buffers, capacity: int) -> None:
+        try:
+            buffers.resize(capacity, len(self.tokens) - buffers.first)
+        except ORT_ERRORS as error:
+            self._forget()
+            raise RunError(f"not enough memory for a context of {capacity:,} tokens") from error
+
+    def _forget(self) -> None:
+        self._whole.clear()
+        self._local.clear()
+        self._capacity = 0
+        self.tokens.clear()
+
+
+def _parts(layers: Iterable[int]) -> list[str]:
+    return [f"{i}.{part}" for i in layers for part in ("key", "value")]
+
+
+def cache_type(session: ort.InferenceSession) -> type[np.generic]:
+    """Return what a graph keeps keys and values as."""
     types = [value.type for value in session.get_inputs() if value.name.endswith(".key")]
-    return np.float16 if "tensor(float16)" in types else np.float32
-
-
-def _ort(array: NDArray[np.generic], place: str = "cpu") -> ort.OrtValue:
-    """Wrap an array; on the processor without copying it, and then it lives as long as the value."""
-    return ort.OrtValue.ortvalue_from_numpy(array, place, 0)
+    kinds: dict[str, type[np.generic]] = {"tensor(float16)": np.float16, "tensor(int8)": np.int8}
+    return next((kinds[each] for each in types if each in kinds), np.float32)

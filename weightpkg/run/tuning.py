@@ -80,7 +80,7 @@ def with_short_end(model: ModelProto) -> bool:
                 nodes[i].input[at] = f"{name}.rows"
     nodes[cut] = helper.make_node("Identity", nodes[cut].input[:1], nodes[cut].output)
     nodes.insert(0, nodes.pop(start))
-    _replace_nodes(graph, [n for node in nodes for n in (node, *map(rows.get, node.output)) if n])
+    replace_nodes(graph, [n for node in nodes for n in (node, *map(rows.get, node.output)) if n])
     return True
 
 
@@ -96,13 +96,13 @@ def with_float_prefill(model: ModelProto) -> bool:
     slow = [node for node in graph.node if _is_slow(node) and node.output[0] not in few]
     if not slow:
         return False
-    constants = _Constants(graph)
+    constants = Constants(graph)
     limit = constants.add("limit", np.array([_MANY], np.int64))
     count = helper.make_node("Shape", ["input_ids"], ["tuned.count"], start=1, end=2)
     many = helper.make_node("GreaterOrEqual", ["tuned.count", limit], ["tuned.is_many"])
     names = {node.name for node in slow}
     nodes = [_either(node, constants) if node.name in names else node for node in graph.node]
-    _replace_nodes(graph, [count, many, *nodes])
+    replace_nodes(graph, [count, many, *nodes])
     return True
 
 
@@ -123,7 +123,7 @@ def with_half_attention(model: ModelProto) -> bool:
             nodes += _half(node, casts)
         else:
             nodes.append(node)
-    _replace_nodes(graph, nodes)
+    replace_nodes(graph, nodes)
     return bool(attention)
 
 
@@ -159,10 +159,10 @@ def _early(graph: GraphProto, makers: Mapping[str, int], cut: int) -> set[int]:
 
 def _is_by_row(node: NodeProto, made_by: Sequence[str]) -> bool:
     """Whether a node works row by row. made_by: the operators that make its inputs; weights are not made."""
-    integers = _integers(node)
+    sizes = integers(node)
     if node.op_type not in _BY_ROW or not set(made_by) <= _MAKES_ROWS:
         return False
-    if integers.get("transA") or integers.get("axis", 0 if node.op_type == "Split" else -1) in {
+    if sizes.get("transA") or sizes.get("axis", 0 if node.op_type == "Split" else -1) in {
         0,
         1,
     }:
@@ -182,19 +182,19 @@ def _few_rows(graph: GraphProto) -> set[str]:
 def _is_slow(node: NodeProto) -> bool:
     if node.op_type != "MatMulNBits" or len(node.input) > 3:
         return False
-    sizes = _integers(node)
+    sizes = integers(node)
     return (sizes["bits"], sizes["block_size"]) != (4, 32) and (
         sizes["bits"] == 8 or sizes["block_size"] == 16
     )
 
 
-def _either(node: NodeProto, constants: _Constants) -> NodeProto:
+def _either(node: NodeProto, constants: Constants) -> NodeProto:
     """Return an `If`: dequantise and multiply where there are many tokens, otherwise the node."""
     import numpy as np  # noqa: PLC0415  only where a graph is changed
     from onnx import NodeProto, TensorProto, helper  # noqa: PLC0415  the same
 
     x, q, scale = node.input[:3]
-    sizes, (y,) = _integers(node), node.output
+    sizes, (y,) = integers(node), node.output
     rows, bits, block_size = sizes["N"], sizes["bits"], sizes["block_size"]
     flat = constants.reshaped(q, (rows, sizes["K"] * bits // 8))
     middle = 0x88 if bits == 4 else 0x80
@@ -253,7 +253,7 @@ def _half(node: NodeProto, casts: dict[str, NodeProto]) -> list[NodeProto]:
     return [*nodes, half, back]
 
 
-class _Constants:
+class Constants:
     """Initializers that are added to a graph, each once."""
 
     def __init__(self, graph: GraphProto) -> None:
@@ -261,6 +261,7 @@ class _Constants:
         self._by_name = {tensor.name: tensor for tensor in graph.initializer}
 
     def add(self, name: str, array: NDArray[np.generic]) -> str:
+        """Add an array, if it is not there; return its name."""
         from onnx import numpy_helper  # noqa: PLC0415  only where a graph is changed
 
         name = f"tuned.{name}"
@@ -281,11 +282,13 @@ class _Constants:
         return new
 
 
-def _integers(node: NodeProto) -> dict[str, int]:
+def integers(node: NodeProto) -> dict[str, int]:
+    """Return a node's attributes that are whole numbers; others are 0."""
     return {attribute.name: attribute.i for attribute in node.attribute}
 
 
-def _replace_nodes(graph: GraphProto, nodes: Iterable[NodeProto]) -> None:
+def replace_nodes(graph: GraphProto, nodes: Iterable[NodeProto]) -> None:
+    """Let a graph have these nodes, in this order."""
     nodes = list(nodes)
     del graph.node[:]
     graph.node.extend(nodes)

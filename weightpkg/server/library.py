@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from weightpkg.footprint import directory_need
+from weightpkg.memory import KvCache
 from weightpkg.requirement import is_name, normalize_name
 from weightpkg.store import Installed, Store
 
@@ -20,9 +21,9 @@ class Entry:
     created_s: int
     is_text: bool
 
-    def size(self, n_rows: int, context: int) -> int:
+    def size(self, n_rows: int, context: int, kv_cache: KvCache = "float") -> int:
         """How many bytes it will need to answer `n_rows` of `context` tokens at once."""
-        need = directory_need(self.directory, context)
+        need = directory_need(self.directory, context, kv_cache, has_windows=False)
         return need.total + (n_rows - 1) * need.kv_cache
 
 

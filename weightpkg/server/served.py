@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weightpkg.errors import RunError, TemplateError
+from weightpkg.memory import KvCache
 from weightpkg.run.batch import Batch
+from weightpkg.run.calibration import calibrated
 from weightpkg.run.constraint import Constraint, Grammars, Matcher
 from weightpkg.run.loading import load_graph
 from weightpkg.run.model import read_template
@@ -41,6 +43,7 @@ class TextModel:
         n_rows: int,
         n_waiting: int,
         cache: Path | None = None,
+        kv_cache: KvCache = "float",
     ) -> None:
         """Load a model directory.
 
@@ -50,6 +53,7 @@ class TextModel:
             n_rows: how many answers at once.
             n_waiting: how many requests may wait.
             cache: where graphs are kept that were made for this machine.
+            kv_cache: what keys and values are kept as.
 
         Raises:
             RunError: a file is missing or broken, or there is not enough memory.
@@ -59,7 +63,12 @@ class TextModel:
         self.tokenizer = read_tokenizer(directory)
         ends = self.config.eos_token_ids
         self._grammars = Grammars(self.tokenizer, self.config.vocab_size, ends)
-        session = load_graph(directory, device="cpu", threads=threads, cache=cache).session
+        scales = None
+        if kv_cache == "int8":
+            scales = calibrated(directory, self.config, threads=threads, device="cpu", cache=cache)
+        session = load_graph(
+            directory, device="cpu", threads=threads, cache=cache, scales=scales
+        ).session
         self._template = read_template(directory)
         self._template_lock = threading.Lock()
         self.engine = Engine(Batch(session, self.config, n_rows), n_waiting=n_waiting)

@@ -28,6 +28,7 @@ from weightpkg.server.served import EmbeddingModel, TextModel
 from weightpkg.server.service import Service
 
 if TYPE_CHECKING:
+    from weightpkg.memory import KvCache
     from weightpkg.store import Store
 
 REMEDY = "give --key-file FILE or WEIGHTPKG_API_KEY, or say --public"
@@ -41,6 +42,7 @@ class Options:
 
     rows: answers of one model at once; waiting: requests that wait for one.
     threads: to compute with; 0 is one for each physical core.
+    kv_cache: what keys and values are kept as.
     memory: bytes for all models that are loaded.
     keep_s: seconds after which a model that nobody asks leaves; None for never.
     """
@@ -48,6 +50,7 @@ class Options:
     rows: int = 8
     waiting: int = 32
     threads: int = 0
+    kv_cache: KvCache = "float"
     memory: int
     keep_s: float | None = 600.0
 
@@ -116,7 +119,7 @@ class ModelServer:
         return self.library.entries()[name]
 
     def _size_of(self, name: str) -> int:
-        return self._entry(name).size(self._options.rows, _CONTEXT)
+        return self._entry(name).size(self._options.rows, _CONTEXT, self._options.kv_cache)
 
     def _load(self, name: str) -> Served:
         entry, options, start = self._entry(name), self._options, time.perf_counter()
@@ -128,6 +131,7 @@ class ModelServer:
                 model = TextModel(
                     entry.directory,
                     threads=options.threads,
+                    kv_cache=options.kv_cache,
                     n_rows=options.rows,
                     n_waiting=options.waiting,
                     cache=self._store.root / "cache" / "graphs",

@@ -18,6 +18,7 @@ from weightpkg.run.tasks.embedding import OUTPUT
 from weightpkg.run.tasks.tensors import read_document
 
 if TYPE_CHECKING:
+    from weightpkg.memory import KvCache
     from weightpkg.run.model import Model
     from weightpkg.run.tasks.classification import Classifier
     from weightpkg.run.tasks.embedding import Embedder
@@ -70,6 +71,7 @@ def open_model(
     threads: int = 0,
     device: str = "auto",
     cache: Path | None = None,
+    kv_cache: KvCache = "float",
 ) -> AnyModel:
     """Load a model directory as what it is for.
 
@@ -80,6 +82,7 @@ def open_model(
         device: what to compute on, `auto` or as `run.providers` has it; only models that write text
             run on anything but the processor.
         cache: where graphs are kept that were made for this machine, of models that write text.
+        kv_cache: what such models keep keys and values as.
 
     Raises:
         RunError: a file is missing or broken, the model is not one for that task, the device cannot
@@ -89,11 +92,13 @@ def open_model(
     module, name = _CLASSES[task]
     make = cast("Callable[..., AnyModel]", getattr(importlib.import_module(module), name))
     if task == "text-generation":
-        return make(directory, threads=threads, device=device, cache=cache)
+        return make(directory, threads=threads, device=device, cache=cache, kv_cache=kv_cache)
     if device.lower() not in {"auto", "cpu"}:
         raise RunError(
             f"`{device}`: models for {task} run on the processor", hint="leave --device out"
         )
+    if kv_cache != "float":
+        raise RunError(f"models for {task} keep no keys and values", hint="leave --kv-cache out")
     return make(directory, threads=threads)
 
 
