@@ -21,6 +21,8 @@ from golden_logits import load as golden_logits
 from weightpkg.api import load, path
 from weightpkg.files import tree_size
 from weightpkg.progress import Silence
+from weightpkg.run import attention
+from weightpkg.run.calibration import calibrated
 from weightpkg.run.session import ModelConfig, Session
 from weightpkg.settings import Settings
 from weightpkg.verify import verify
@@ -95,6 +97,35 @@ def test_a_base_model_continues_texts_as_llama_cpp_does(home: Path) -> None:
         ours = [model.generate(each["prompt"], max_tokens=16).tokens for each in golden]
     same = [list(mine) == each["tokens"][:16] for mine, each in zip(ours, golden, strict=True)]
     assert (len(same), sum(same) >= 8) == (10, True)
+
+
+def test_caches_of_the_window_change_no_bit_of_a_real_model(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = path("gemma3-270m-q4", settings=settings(home))
+    config = ModelConfig.read(directory)
+    tokens = [int(each) for each in np.random.default_rng(0).integers(5, 200_000, 1800)]
+    found = []
+    for _ in range(2):
+        session = Session(directory, config)
+        logits = [session.forward(tokens[:1750]).copy()]
+        logits += [session.forward([token]).copy() for token in tokens[1750:]]
+        assert session.rewind(1700) == 1700
+        found.append([*logits, session.forward(tokens[1700:1705]).copy()])
+        monkeypatch.setattr(attention, "with_window_caches", lambda _: False)
+    assert session._windows is None
+    np.testing.assert_array_equal(found[0], found[1])
+
+
+def test_keys_and_values_in_int8_say_nearly_the_same(home: Path) -> None:
+    """scripts/bench/kv_cache.py measures it."""
+    directory = path("smollm2-135m-q4", settings=settings(home))
+    config = ModelConfig.read(directory)
+    tokens, _ = golden_logits()
+    scales = calibrated(directory, config)
+    whole, small = Session(directory, config), Session(directory, config, scales=scales)
+    best = [session.forward_all(tokens[:WINDOW], keep=300).argmax(-1) for session in (whole, small)]
+    assert np.mean(best[0] == best[1]) > 0.9
 
 
 def test_a_model_of_many_files_and_one_of_a_platform_wheel_are_fetched(home: Path) -> None:

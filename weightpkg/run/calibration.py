@@ -35,9 +35,9 @@ MARGIN = 1.1
 """Measured: less cuts more of other texts, more has coarser steps; see docs/decisions."""
 
 _MOST_TOKENS = 1024
-_WEIGHTS = "model.onnx.data"
-# what says which weights they are, and how texts become tokens
-_FILES = (MODEL_FILE, "weightpkg.toml", "tokenizer.json", "genai_config.json")
+# what says which weights they are (the manifest has the digests of all files), and how texts become tokens
+_READ = (MODEL_FILE, "weightpkg.toml", "genai_config.json")
+_LARGE = ("model.onnx.data", "tokenizer.json")
 
 TEXT = """The lighthouse keeper wrote down the weather every evening: wind from the north-west, 14 knots, \
 visibility eight miles. "Nothing to report," he added, and closed the book. In 1969 people first walked on the \
@@ -109,15 +109,15 @@ def calibrated(
 
 
 def _key(directory: Path) -> str:
-    """What scales depend on. The weights are too many to be read: their size and time must do."""
+    """What scales depend on. Large files are not read, as this is done at each load."""
     digest = hashlib.sha256(f"{VERSION} {MARGIN}".encode())
-    for name in _FILES:
+    for name in _READ:
         path = directory / name
         digest.update(hashlib.sha256(path.read_bytes() if path.exists() else b"").digest())
-    weights = directory / _WEIGHTS
-    if weights.exists():
-        status = weights.stat()
-        digest.update(f"{status.st_size} {status.st_mtime_ns}".encode())
+    for name in _LARGE:
+        if (path := directory / name).exists():
+            status = path.stat()
+            digest.update(f"{name} {status.st_size} {status.st_mtime_ns}".encode())
     return digest.hexdigest()
 
 
