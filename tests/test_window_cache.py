@@ -98,6 +98,10 @@ def test_one_token_at_a_time_is_the_same_as_in_a_whole_cache(pair: Pair) -> None
         seen.add(pair.small._local.first)
     assert len(seen) > 8  # rows went many times
     assert pair.small._local.capacity < 64
+    assert (
+        "keys and values: float32, in 5 of 6 layers of a window of 5 tokens" in pair.small.explain()
+    )
+    assert "keys and values: float32" in pair.whole.explain()
     assert pair.whole._whole.capacity == 512
 
 

@@ -148,9 +148,17 @@ class Session:
             content = (self._directory / MODEL_FILE).read_bytes()
             decision = choose(content, decision.request, look_closely=True)
         lines = [*decision.lines(), f"threads: {self._loaded.threads}"]
+        lines.append(f"keys and values: {self._kept_as()}")
         if self._loaded.on_cpu:
             lines.append(f"on the processor all the same: {', '.join(self._loaded.on_cpu)}")
         return lines
+
+    def _kept_as(self) -> str:
+        kind = np.dtype(cache_type(self._session)).name
+        if self._windows is None:
+            return kind
+        local = f"{len(self._windows.layers)} of {self.config.n_layers} layers"
+        return f"{kind}, in {local} of a window of {self._windows.size:,} tokens"
 
     def cached(self) -> Iterator[NDArray[np.generic]]:
         """Yield keys and values of each layer in turn, as they are kept: (G, T, D).
