@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,16 +15,18 @@ from test_checkpoints import convert as convert_checkpoint
 from tiny_checkpoint import TinyCheckpoint
 from weightpkg.convert.pipeline import convert
 from weightpkg.digest import Digest
+from weightpkg.errors import RunError
 from weightpkg.footprint import _windows, directory_need
 from weightpkg.memory import cache_size
 from weightpkg.progress import Silence
 from weightpkg.run import attention, loading, windows
 from weightpkg.run import session as sessions
+from weightpkg.run.buffers import Buffers
 from weightpkg.run.calibration import calibrated
 from weightpkg.run.generate import Options, Statistics, generate
 from weightpkg.run.session import ModelConfig, Session
 from weightpkg.run.tokenizing import read_tokenizer
-from weightpkg.run.windows import Windows, block_rows
+from weightpkg.run.windows import Windows, block_rows, second_level_cache
 from weightpkg.shapes import nearest_shape
 
 DIGEST = Digest("sha256", 64 * "0")
@@ -289,6 +293,39 @@ def test_a_graph_without_windows_or_too_large_has_none(
     assert _windows(tmp_path) == []
     monkeypatch.setattr("weightpkg.footprint._LARGEST_GRAPH", 100)
     assert _windows(directory) == []
+
+
+def test_the_second_level_cache_is_asked_for_where_the_system_tells(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_: int) -> int:
+        raise OSError
+
+    if sys.platform == "linux":
+        assert second_level_cache() == max(os.sysconf(191), 0)
+    monkeypatch.setattr("os.sysconf", refuse, raising=False)
+    assert second_level_cache() == 1 << 20
+    monkeypatch.setattr("sys.platform", "win32")
+    assert second_level_cache() == 1 << 20
+
+
+def test_too_little_memory_forgets_all_and_says_so(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = tokens_of(pair.config, 100)
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    for name in ("drop", "resize"):
+        pair.small.rewind(0)
+        pair.small.forward(tokens[:20])
+        with monkeypatch.context() as patch:
+            patch.setattr(Buffers, name, fail)
+            with pytest.raises(RunError, match="not enough memory"):
+                pair.small.forward(tokens)
+        assert pair.small.tokens == []
+    pair.add(tokens)  # and what comes then is right
 
 
 def test_what_is_kept_always_has_what_the_next_token_sees() -> None:
