@@ -10,7 +10,7 @@ blocks, so that every sum has the same terms in the same order as in a whole cac
 the same to the bit. Kernels (1.31): online softmax over blocks that fit a quarter of the second-level
 cache; with soft caps or sinks, a matrix product whose blocks are of 128 rows or more.
 
-https://github.com/microsoft/onnxruntime/blob/main/onnxruntime/contrib_ops/cpu/bert/gqa_attention_base.h
+https://github.com/microsoft/onnxruntime/blob/001d12d2623fd411ce0f83d05abb5e82304a3389/onnxruntime/contrib_ops/cpu/bert/gqa_attention_base.h
 """
 
 from __future__ import annotations
