@@ -143,7 +143,7 @@ def test_a_module_keeps_to_its_part(name: str) -> None:
     roots = {other.split(".")[0] for other in found}
     if not name.startswith("cli"):
         assert not roots & {"click", "rich"}
-    if name != "settings":
+    if name not in {"settings", ""}:  # which tells onnxruntime to keep silent, before all else
         assert "os.environ" not in MODULES[name].read_text(encoding="utf-8")
 
 

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from weightpkg.run.tasks.labels import Label
     from weightpkg.run.tasks.tagging import Span, Tagger
     from weightpkg.run.tasks.tensors import TensorModel, TensorSpec
+
+# onnxruntime reports what it runs, from a database in the home, unless this is there when it is imported
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 __version__ = "0.1.0"
 __all__ = [

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
     from weightpkg.run.scales import Scales
 
+ort.disable_telemetry_events()  # where a program imported it before weightpkg could say so
+
 MODEL_FILE = "model.onnx"
 MOST_KEPT = 64
 """Graphs in a cache; each has less than a megabyte, and the oldest go."""
