@@ -50,9 +50,10 @@ ORDER = [
     "mirror_server.static", "mirror_server.hub", "mirror_server.registry", "mirror_server.metrics",
     "mirror_server.app", "mirror_server.connection", "mirror_server.listen", "api", "server", "server.wire",
     "server.counters", "server.guard", "server.completion", "server.engine", "server.served", "server.library",
-    "server.pool", "server.service", "server.answers", "server.app", "server.serving", "", "cli.table",
+    "server.pool", "server.service", "server.answers", "server.app", "server.models", "server.serving",
+    "server.front", "server.replica", "server.cluster", "", "cli.table",
     "cli.console", "cli.texts", "cli.tasks", "cli.mirroring", "cli.chat", "cli.agreement", "cli.editing",
-    "cli.names", "cli.project_rules", "cli.publisher_key", "cli.desk", "cli.entry_options", "cli",
+    "cli.names", "cli.project_rules", "cli.publisher_key", "cli.desk", "cli.entry_options", "cli.on_ray", "cli",
 ]  # fmt: skip
 
 # what a part of the package must not import, beside what stands below it
@@ -86,6 +87,7 @@ HEAVY = {
     "model_signing",
     "uvicorn",
     "h11",
+    "ray",
 }
 
 

@@ -47,6 +47,7 @@ VARIABLES = {
     "HF_ENDPOINT, HF_TOKEN, HF_HOME": "where the hub and its cache are, as huggingface_hub has it",
     "OLLAMA_MODELS": "where Ollama keeps its models",
     "WEIGHTPKG_MIRROR_KEY": "what clients of `mirror serve` must know, in place of --key-file",
+    "RAY_ADDRESS": "a running Ray cluster for `serve --ray`, in place of --ray-address",
     "SOURCE_DATE_EPOCH": "the time that a bill of materials has, in seconds since 1970",
     "NO_COLOR": "no colours, if set",
     "PIP_*, pip.conf": "pip's own configuration: where `pypi:` sources are fetched from",
@@ -274,6 +275,15 @@ class Settings:
             return Places(directories=named)
         found = Places.of_machine(self.environ, Path.home())
         return replace(found, directories=(*named, *found.directories))
+
+
+def set_variables(values: Mapping[str, str | None]) -> None:
+    """Set variables of this process, for a library that nothing else tells; None takes one away."""
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def _default_home() -> Path:

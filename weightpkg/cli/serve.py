@@ -30,6 +30,11 @@ _UNKNOWN = 4 * 1024**3  # where a system does not say what memory it has
 @click.option("--threads", type=click.IntRange(0), default=0, help="0 for each physical core.")
 @click.option("--memory", type=click.FloatRange(min=0, min_open=True), metavar="GIB", help="For all loaded models; most of what there is if not given.")  # fmt: skip
 @click.option("--keep", type=click.IntRange(0), default=600, show_default=True, metavar="SECONDS", help="When a model that nobody asks leaves; 0 for never.")  # fmt: skip
+@click.option(
+    "--ray", "on_ray", is_flag=True, help="Answer by replicas on a cluster, by Ray Serve."
+)
+@click.option("--replicas", type=click.IntRange(1, 1000), metavar="N", help="How many, with --ray; 1 if not given.")  # fmt: skip
+@click.option("--ray-address", metavar="HOST:PORT", help="A running cluster, with --ray; or RAY_ADDRESS. Without either, one is started on this machine, and ends with the command.")  # fmt: skip
 @click.pass_obj
 def command(
     quiet: bool,
@@ -47,6 +52,9 @@ def command(
     threads: int,
     memory: float | None,
     keep: int,
+    on_ray: bool,
+    replicas: int | None,
+    ray_address: str | None,
 ) -> None:
     """Serve models by OpenAI's API, and a page to chat with them.
 
@@ -55,9 +63,12 @@ def command(
     listens is printed; each request is a line of the log, without what it says. Ends on SIGTERM or
     Ctrl-C, when what is being answered is answered.
     """
+    if not on_ray and (replicas or ray_address):
+        raise click.UsageError("--replicas and --ray-address are for --ray")
     try:
         from weightpkg.listening.process import Listening, read_key
-        from weightpkg.server.serving import ModelServer, Options
+        from weightpkg.server.models import Options
+        from weightpkg.server.serving import ModelServer
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in {"fastapi", "starlette", "uvicorn", "h11"}:
             raise
@@ -69,7 +80,7 @@ def command(
         waiting=queue,
         threads=threads,
         kv_cache=kv_cache,
-        memory=_budget(memory),
+        memory=0 if on_ray and memory is None else _budget(memory),
         keep_s=keep or None,
     )
     listening = Listening(
@@ -81,6 +92,19 @@ def command(
         origins=frozenset(origins),
     )
     chosen = {_name(name): _directory(name, settings, quiet=quiet) for name in names} or None
+    if on_ray:
+        from weightpkg.cli.on_ray import serve_on_ray
+
+        serve_on_ray(
+            settings.store(),
+            chosen,
+            options,
+            listening,
+            _log(quiet=quiet),
+            n_replicas=replicas or 1,
+            ray_address=ray_address or settings.environ.get("RAY_ADDRESS") or None,
+        )
+        return
     server = ModelServer(settings.store(), chosen, options, listening, _log(quiet=quiet))
     for each in server.urls:
         click.echo(each)

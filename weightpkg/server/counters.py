@@ -18,6 +18,7 @@ _HELP = {
     "weightpkg_prompt_tokens_total": ("counter", "Tokens of prompts, by model."),
     "weightpkg_generated_tokens_total": ("counter", "Tokens of answers, by model."),
     "weightpkg_request_seconds_total": ("counter", "Seconds from request to answer, by route."),
+    "weightpkg_replica_requests_total": ("counter", "Requests answered, by replica."),
     "weightpkg_waiting": ("gauge", "Requests that wait for a row, by model."),
     "weightpkg_loaded": ("gauge", "1 for each model that is loaded."),
 }
@@ -34,6 +35,12 @@ class Counters:
         """Add to a number."""
         with self._lock:
             self._values[name, tuple(sorted(labels.items()))] += value
+
+    def take(self) -> dict[tuple[str, Labels], float]:
+        """Return all of them, and begin again at 0."""
+        with self._lock:
+            values, self._values = self._values, defaultdict(float)
+        return dict(values)
 
     def text(self, gauges: Mapping[tuple[str, str], float]) -> str:
         """Return all of them, and values of this moment by name and model."""
