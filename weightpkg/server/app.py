@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
+import re
 from collections.abc import Coroutine
 from contextlib import ExitStack
 from importlib.resources import files
@@ -32,7 +34,7 @@ T = TypeVar("T")
 
 _INVALID = "invalid_request_error"
 _NO_STORE = {"Cache-Control": "no-store"}
-_PAGE_POLICY = "default-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"  # fmt: skip
+_PAGE = files(__package__).joinpath("chat.html").read_text(encoding="utf-8")
 
 
 def create_app(service: Service) -> FastAPI:
@@ -82,10 +84,26 @@ def create_app(service: Service) -> FastAPI:
 
     @app.get("/")
     async def page() -> HTMLResponse:
-        content = files(__package__).joinpath("chat.html").read_text(encoding="utf-8")
-        return HTMLResponse(content, headers={"Content-Security-Policy": _PAGE_POLICY})
+        headers = {"Content-Security-Policy": _policy(_PAGE), "Referrer-Policy": "no-referrer"}
+        return HTMLResponse(_PAGE, headers=headers)
 
     return app
+
+
+def _policy(page: str) -> str:
+    """Return what a page may do: its own script and style, and no other; asking this server.
+
+    https://www.w3.org/TR/CSP3/#framework-directive-source-list `hash-source`
+    """
+    hashes = {
+        kind: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        for kind, text in re.findall(r"<(script|style)>(.*?)</\1>", page, re.DOTALL)
+    }
+    return (
+        f"default-src 'none'; connect-src 'self'; img-src data:; "
+        f"script-src 'sha256-{hashes['script']}'; style-src 'sha256-{hashes['style']}'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
 
 
 async def _serve(request: Request, generation: Generation, *, is_streamed: bool) -> Any:
@@ -154,6 +172,7 @@ def _model(entry: Entry) -> dict[str, Any]:
         "object": "model",
         "created": entry.created_s,
         "owned_by": "weightpkg",
+        "task": "text-generation" if entry.is_text else "feature-extraction",
     }
 
 
