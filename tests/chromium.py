@@ -8,14 +8,21 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from filelock import FileLock
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import sync_playwright
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 PACKAGES = ("chromium", "fonts-dejavu-core")
 _FONTS = """<?xml version="1.0"?><!DOCTYPE fontconfig SYSTEM "urn:fontconfig:fonts.dtd">
-<fontconfig><dir>/usr/share/fonts</dir><dir>{root}/usr/share/fonts</dir><cachedir>{root}/fonts</cachedir></fontconfig>
+<fontconfig>
+<include ignore_missing="yes">/etc/fonts/fonts.conf</include>
+<dir>/usr/share/fonts</dir><dir>{root}/usr/share/fonts</dir><cachedir>{root}/fonts</cachedir>
+</fontconfig>
 """
 
 
@@ -51,8 +58,6 @@ def _chromium(cache: Path) -> tuple[Path, dict[str, str]]:
 
 def _unpack(cache: Path, root: Path) -> None:
     """Fetch the packages, and those of their libraries that the machine lacks."""
-    if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
-        pytest.skip("neither Chromium nor Debian's packages are to be had")
     (cache / "archives" / "partial").mkdir(parents=True)
     if _fetch(cache).returncode:  # no lists here, or old ones
         lists = f"Dir::State::lists={cache}/lists"
@@ -63,7 +68,7 @@ def _unpack(cache: Path, root: Path) -> None:
     making.mkdir()
     (making / "fonts.conf").write_text(_FONTS.format(root=root))
     for package in sorted((cache / "archives").glob("*.deb")):
-        subprocess.run(["dpkg-deb", "-x", str(package), str(making)], check=True)
+        subprocess.run([_tool("dpkg-deb"), "-x", package, making], check=True)
         package.unlink()
     making.rename(root)
 
@@ -76,4 +81,11 @@ def _fetch(cache: Path, *options: str) -> subprocess.CompletedProcess[bytes]:
 def _apt(cache: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
     """Run apt-get, which writes to the cache alone."""
     own = ("-o", f"Dir::Cache={cache}", "-o", "Debug::NoLocking=1", "-o", "APT::Sandbox::User=")
-    return subprocess.run(["apt-get", "-q", *own, *arguments], check=False)
+    return subprocess.run([_tool("apt-get"), "-q", *own, *arguments], check=False)
+
+
+def _tool(name: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        pytest.skip("neither Chromium nor Debian's packages are to be had")
+    return found

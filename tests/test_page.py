@@ -6,10 +6,10 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Error, Page, Route, expect
+from playwright.sync_api import expect
 
 from chromium import launched
 from factories import tiny_llama
@@ -19,11 +19,14 @@ from weightpkg.convert.pipeline import convert
 from weightpkg.digest import Digest
 from weightpkg.progress import Silence
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, ConsoleMessage, Error, Page, Route, ViewportSize
+
 pytestmark = [pytest.mark.network, pytest.mark.timeout(600)]
 
 ASKED = "**/v1/chat/completions"
 MARKUP = "<img src=x onerror=\"document.title='run'\"><script>document.title='run'</script>"
-PHONE = {"width": 360, "height": 640}
+PHONE: ViewportSize = {"width": 360, "height": 640}
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +84,8 @@ class Seen:
     def ask(self, text: str) -> None:
         """Say something, by the keyboard alone."""
         self.page.keyboard.type(text)
-        self.page.keyboard.press("Enter")
+        with self.page.expect_request(ASKED):
+            self.page.keyboard.press("Enter")
 
     def count(self, kind: str) -> int:
         return self.page.locator(f".message.{kind}").count()
@@ -109,7 +113,7 @@ def changed(page: Page, **named: Any) -> list[dict[str, Any]]:
     asked: list[dict[str, Any]] = []
 
     def change(route: Route) -> None:
-        body = route.request.post_data_json
+        body = json.loads(route.request.post_data or "")
         asked.append(body)
         route.continue_(post_data=json.dumps({**body, **named}))
 
@@ -169,7 +173,8 @@ def test_escape_stops_and_enter_does_not(seen: Seen) -> None:
     changed(seen.page, logit_bias={"2": -100})
     seen.ask("Hello")
     expect(seen.answer).not_to_be_empty()
-    seen.ask("meanwhile")
+    seen.page.keyboard.type("meanwhile")
+    seen.page.keyboard.press("Enter")
     expect(seen.page.locator("#send")).to_have_text("Stop")
     expect(seen.page.locator("#prompt")).to_have_value("meanwhile")
     seen.page.keyboard.press("Escape")
