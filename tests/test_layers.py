@@ -49,7 +49,7 @@ ORDER = [
     "mirror_server.reply", "mirror_server.conditions", "mirror_server.holdings", "mirror_server.file_reply",
     "mirror_server.static", "mirror_server.hub", "mirror_server.registry", "mirror_server.metrics",
     "mirror_server.app", "mirror_server.connection", "mirror_server.listen", "api", "server", "server.wire",
-    "server.counters", "server.guard", "server.completion", "server.engine", "server.served", "server.library",
+    "server.counters", "server.guard", "server.calls", "server.completion", "server.engine", "server.served", "server.library",
     "server.pool", "server.service", "server.answers", "server.app", "server.models", "server.serving",
     "server.front", "server.replica", "server.cluster", "", "cli.table",
     "cli.console", "cli.texts", "cli.tasks", "cli.mirroring", "cli.chat", "cli.agreement", "cli.editing",

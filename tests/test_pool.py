@@ -16,6 +16,7 @@ class Loaded:
     def __init__(self, name: str) -> None:
         self.name = name
         self.is_idle = True
+        self.is_alive = True
         self.is_closed = False
 
     def close(self) -> None:
@@ -144,3 +145,15 @@ def test_two_of_which_one_fits_take_turns_and_do_not_wait_for_ever() -> None:
     with ThreadPoolExecutor(4) as executor:
         list(executor.map(ask, ["a80", "b80", "a80", "b80"]))
     assert sum(not model.is_closed for model in loader.loaded) <= 1
+
+
+def test_a_model_that_died_is_loaded_anew() -> None:
+    loader = Loader()
+    pool = loader.pool()
+    with pool.use("a10") as first:
+        loader.loaded[0].is_alive = False
+        with pool.use("a10") as second:
+            assert second is not first
+    with pool.use("a10") as third:
+        assert third is second
+    assert [model.is_closed for model in loader.loaded] == [True, False]

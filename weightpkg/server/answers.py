@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import time
 import uuid
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 from weightpkg.errors import RunError
 from weightpkg.run.constraint import Constraint
+from weightpkg.server.calls import Divided, calling_schema, read_calls
 from weightpkg.server.completion import Chance, Choice, End, Event, Options, Piece
 from weightpkg.server.served import TextModel
 from weightpkg.server.service import Answers, Service
@@ -39,6 +40,8 @@ class Generation(ABC):
         entry = await asyncio.to_thread(self.service.entry, self.body.model, is_text=True)
         self.entry, self.name = entry, entry.name
         model: TextModel = await self.service.open(stack, entry)
+        if any(not 0 <= token < model.config.vocab_size for token in self.body.logit_bias or ()):
+            raise RequestError(400, "a token is not in the vocabulary", param="logit_bias")
         prompts = await asyncio.to_thread(self.prompts, model)
         room = min(model.room(prompt) for prompt in prompts)
         options = [self.options(i, room) for i in range(self.body.n)]
@@ -86,13 +89,14 @@ class Generation(ABC):
 
     def frame(self, choices: Sequence[dict[str, Any]], *, is_part: bool) -> dict[str, Any]:
         """What answers, and all parts of them, have round them."""
-        return {
+        framed = {
             "id": self.id,
             "object": self.part_kind if is_part else self.whole_kind,
             "created": self.created_s,
             "model": self.name,
             "choices": list(choices),
         }
+        return {**framed, "usage": None} if is_part and self.body.tells_usage else framed
 
     async def stream(self, answers: Answers, stack: ExitStack) -> AsyncIterator[str]:
         """Yield the parts of all answers as server-sent events."""
@@ -107,7 +111,7 @@ class Generation(ABC):
             except RunError as error:
                 yield _event(error_body(str(error), kind="server_error"))
                 return
-            if self.body.stream_options and self.body.stream_options.include_usage:
+            if self.body.tells_usage:
                 yield _event({**self.frame([], is_part=True), "usage": _usage(answers)})
             self.service.count(self.entry, answers)
             yield "data: [DONE]\n\n"
@@ -142,19 +146,26 @@ class Chat(Generation):
     def __init__(self, service: Service, body: ChatRequest) -> None:
         super().__init__(service, body)
         self.chat = body
+        self._divided: defaultdict[int, Divided] = defaultdict(Divided)
+        self._untold: defaultdict[int, list[Choice]] = defaultdict(list)
 
     def prompts(self, model: TextModel) -> list[list[int]]:
         """The one prompt that the template makes."""
-        return [model.encode_chat(self.chat.messages, self.chat.tools)]
+        return [model.encode_chat(self.chat.messages, self.chat.offered_tools)]
 
     def options(self, i: int, room: int) -> Options:
         """The limit is the context's, where the request has none."""
         return self._options(i, room, self.chat.limit or room, self.chat.n_likely)
 
     def constraint(self) -> Constraint | None:
-        """A JSON schema."""
+        """A JSON schema: the one that is asked for, or a tool's that must be called."""
         form = self.chat.response_format
         schema = form.wanted_schema if form else None
+        if functions := self.chat.called_functions:
+            try:
+                schema = calling_schema(functions)
+            except ValueError as error:
+                raise RequestError(400, str(error), param="tools") from error
         return None if schema is None else Constraint.json_schema(schema)
 
     def first(self, i: int) -> dict[str, Any]:
@@ -166,40 +177,48 @@ class Chat(Generation):
         part: dict[str, Any] = {"index": i, "delta": {"content": text}, "finish_reason": None}
         return part | self._chances(choices)
 
-    def last(self, i: int, end: End) -> dict[str, Any]:
+    def last(self, i: int, end: End, reason: str | None = None) -> dict[str, Any]:
         """Why it ended."""
-        return {"index": i, "delta": {}, "finish_reason": end.reason}
+        return {"index": i, "delta": {}, "finish_reason": reason or end.reason}
 
     def whole(self, i: int, text: str, choices: Sequence[Choice], end: End) -> dict[str, Any]:
         """The message; what calls tools in it is taken apart."""
-        message: dict[str, Any] = {"role": "assistant", "content": text}
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
         reason: str = end.reason
-        if self.chat.tools and (calls := read_calls(text)):
-            message, reason = {**message, "content": None, "tool_calls": calls}, "tool_calls"
+        if self.chat.offered_tools:
+            divided = Divided(text)
+            if calls := read_calls(divided.rest, self.chat.tool_names):
+                message |= {"content": divided.plain.strip() or None, "tool_calls": calls}
+                reason = "tool_calls"
         return {"index": i, "message": message, "finish_reason": reason} | self._chances(choices)
 
-    async def stream(self, answers: Answers, stack: ExitStack) -> AsyncIterator[str]:
-        """With tools, whether a text is a call is known at its end only, and told as a whole."""
-        if not self.chat.tools:
-            async for event in super().stream(answers, stack):
-                yield event
-            return
-        with stack:
-            try:
-                answer = await self.collect(answers)
-            except RunError as error:
-                yield _event(error_body(str(error), kind="server_error"))
-                return
-            for choice in answer["choices"]:
-                delta = dict(choice["message"])
-                delta["tool_calls"] = [
-                    {"index": n, **call} for n, call in enumerate(delta.get("tool_calls", ()))
-                ]
-                index, reason = choice["index"], choice["finish_reason"]
-                for part, why in ((delta, None), ({}, reason)):
-                    row = {"index": index, "delta": part, "finish_reason": why}
-                    yield _event(self.frame([row], is_part=True))
-            yield "data: [DONE]\n\n"
+    def _parts(self, i: int, event: Event) -> list[dict[str, Any]]:
+        """Text as it comes; what may be a call of a tool at the end, when it is known which."""
+        if not self.chat.offered_tools:
+            return super()._parts(i, event)
+        divided, untold = self._divided[i], self._untold[i]
+        if isinstance(event, Piece):
+            untold += event.choices
+            text = divided.add(event.text)
+            parts = [self.part(i, text, untold)] if text else []
+        else:
+            assert isinstance(event, End)  # noqa: S101  errors are raised
+            calls = read_calls(divided.rest, self.chat.tool_names)
+            if calls:
+                parts = [self._calling(i, calls, untold), self.last(i, event, "tool_calls")]
+            else:
+                rest = [self.part(i, divided.rest, untold)] if divided.rest or untold else []
+                parts = [*rest, self.last(i, event)]
+        if parts:
+            untold.clear()
+        return parts
+
+    def _calling(
+        self, i: int, calls: Sequence[dict[str, Any]], choices: Sequence[Choice]
+    ) -> dict[str, Any]:
+        rows = [{"index": n, **call} for n, call in enumerate(calls)]
+        part = {"index": i, "delta": {"tool_calls": rows}, "finish_reason": None}
+        return part | self._chances(choices)
 
     def _chances(self, choices: Sequence[Choice]) -> dict[str, Any]:
         if not self.chat.logprobs:
@@ -226,10 +245,10 @@ class Text(Generation):
         prompt = self.text.prompt
         if isinstance(prompt, str):
             found: list[Any] = [prompt]
-        elif isinstance(prompt[0], str):
-            found = prompt
-        else:
+        elif isinstance(prompt[0], int):
             found = [prompt]
+        else:
+            found = list(prompt)
         tokens = [model.encode(each) if isinstance(each, str) else list(each) for each in found]
         if any(not 0 <= token < model.config.vocab_size for each in tokens for token in each):
             raise RequestError(400, "a token is not in the vocabulary", param="prompt")
@@ -279,36 +298,11 @@ class Text(Generation):
         return {"index": i, "text": text, "logprobs": chances, "finish_reason": reason}
 
 
-def read_calls(text: str) -> list[dict[str, Any]]:
-    """Return the calls of tools that a text is, in OpenAI's form; none if it is something else.
-
-    Hermes and Qwen write `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, Llama 3 the
-    object alone with `parameters`, Mistral `[TOOL_CALLS][{...}]`.
-    """
-    body = text.strip().removeprefix("[TOOL_CALLS]").removeprefix("<|python_tag|>").strip()
-    parts = re.findall(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|\Z)", body, re.DOTALL) or [body]
-    calls: list[Any] = []
-    for part in parts:
-        try:
-            found = json.loads(part)
-        except (ValueError, RecursionError):
-            return []
-        calls += found if isinstance(found, list) else [found]
-    if not calls or not all(isinstance(c, dict) and isinstance(c.get("name"), str) for c in calls):
-        return []
-    return [_call(call) for call in calls]
-
-
-def _call(call: dict[str, Any]) -> dict[str, Any]:
-    arguments = call.get("arguments", call.get("parameters", {}))
-    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-    function = {"name": call["name"], "arguments": text}
-    return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
-
-
 def _chance(chance: Chance) -> dict[str, Any]:
     text = chance.text
-    return {"token": text, "logprob": chance.log_probability, "bytes": list(text.encode())}
+    # a part of a character has no text, and its bytes are not known any more
+    told = None if "\N{REPLACEMENT CHARACTER}" in text else list(text.encode())
+    return {"token": text, "logprob": chance.log_probability, "bytes": told}
 
 
 def _usage(answers: Answers) -> dict[str, Any]:

@@ -20,7 +20,13 @@ from weightpkg.errors import TemplateError, WeightpkgError
 from weightpkg.server.answers import Chat, Generation, Text
 from weightpkg.server.counters import CONTENT_TYPE
 from weightpkg.server.library import Entry
-from weightpkg.server.served import ConstraintError, EmbeddingModel, PromptError, TextModel
+from weightpkg.server.served import (
+    ConstraintError,
+    EmbeddingModel,
+    PromptError,
+    PromptTooLongError,
+    TextModel,
+)
 from weightpkg.server.service import Service
 from weightpkg.server.wire import (
     ChatRequest,
@@ -146,10 +152,10 @@ async def _embed(service: Service, body: EmbeddingRequest) -> dict[str, Any]:
     entry = await asyncio.to_thread(service.entry, body.model, is_text=False)
     with ExitStack() as stack:
         model: EmbeddingModel = await service.open(stack, entry)
+        if body.dimensions not in {None, model.dimensions}:
+            reason = f"`{entry.name}` makes vectors of {model.dimensions} numbers"
+            raise RequestError(400, reason, param="dimensions")
         vectors, n_tokens = await asyncio.to_thread(model.embed, body.texts)
-    if body.dimensions not in {None, vectors.shape[1]}:
-        reason = f"`{entry.name}` makes vectors of {vectors.shape[1]} numbers"
-        raise RequestError(400, reason, param="dimensions")
     rows = [
         {"object": "embedding", "index": i, "embedding": _vector(vector, body.encoding_format)}
         for i, vector in enumerate(vectors)
@@ -187,7 +193,8 @@ def _add_errors(app: FastAPI) -> None:
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"] if part != "body")
-        body = error_body(f"{place or 'body'}: {first['msg']}", kind=_INVALID, param=place or None)
+        reason = first["msg"].removeprefix("Value error, ")
+        body = error_body(f"{place or 'body'}: {reason}", kind=_INVALID, param=place or None)
         return JSONResponse(body, 400)
 
     @app.exception_handler(TemplateError)
@@ -200,8 +207,10 @@ def _add_errors(app: FastAPI) -> None:
         return JSONResponse(body, 400)
 
     @app.exception_handler(PromptError)
-    async def prompt(_: Request, error: PromptError) -> JSONResponse:
-        body = error_body(error.message, kind=_INVALID, code="context_length_exceeded")
+    async def prompt(request: Request, error: PromptError) -> JSONResponse:
+        code = "context_length_exceeded" if isinstance(error, PromptTooLongError) else None
+        param = "messages" if request.url.path.endswith("/chat/completions") else "prompt"
+        body = error_body(error.message, kind=_INVALID, code=code, param=param)
         return JSONResponse(body, 400)
 
     @app.exception_handler(WeightpkgError)

@@ -156,11 +156,11 @@ class Completion:
         self._tell(error)
 
     def _end(self, reason: Literal["stop", "length"], text: str) -> None:
-        self._say(text)
+        self._say(text, is_last=True)
         self._tell(End(reason, self._n_tokens))
 
-    def _say(self, text: str) -> None:
-        if text:
+    def _say(self, text: str, *, is_last: bool = False) -> None:
+        if text or (is_last and self._choices):  # the last tokens may be a part of a character
             self._tell(Piece(text, tuple(self._choices)))
             self._choices.clear()
 

@@ -67,14 +67,25 @@ class Engine:
             self._changed.notify()
         self._thread.join()
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs; if it ended by itself, that was our fault."""
+        return self._thread.is_alive()
+
     def _work(self) -> None:
-        while self._await_work():
-            self._fill()
-            self._batch.step()
-        error = RunError("the server is being stopped")
-        self._batch.fail_all(error)
-        for request in self._queue:
-            request.fail(error)
+        reason = "the model failed in a way that it should not"
+        try:
+            while self._await_work():
+                self._fill()
+                self._batch.step()
+            reason = "the server is being stopped"
+        finally:  # whatever happened: nobody waits for a thread that is no more
+            with self._changed:
+                self._is_closed = True
+            error = RunError(reason)
+            self._batch.fail_all(error)
+            for request in self._queue:
+                request.fail(error)
 
     def _await_work(self) -> bool:
         with self._changed:

@@ -21,6 +21,10 @@ class Served(Protocol):
     def is_idle(self) -> bool:
         """Whether it can be closed without anybody noticing."""
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether it can answer; if not, it is to be loaded anew."""
+
     def close(self) -> None:
         """Free what it holds."""
 
@@ -104,10 +108,15 @@ class Pool:
         return place, True
 
     def _join(self, name: str) -> _Place | None:
-        """Take part in a place that is there."""
+        """Take part in a place that is there; one whose model is dead is left to its users."""
         place = self._places.get(name)
-        if place is not None:
-            place.users += 1
+        if place is None:
+            return None
+        if place.model is not None and not place.model.is_alive:
+            del self._places[name]
+            place.model.close()
+            return None
+        place.users += 1
         return place
 
     def _make_room(self, size: int) -> list[Served]:

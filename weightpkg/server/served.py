@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 
 
 class PromptError(RunError):
-    """A prompt that cannot be answered, whatever the model."""
+    """A prompt that cannot be answered: it is empty, or no text."""
+
+
+class PromptTooLongError(PromptError):
+    """A prompt that leaves no room for an answer."""
 
 
 class ConstraintError(RunError):
@@ -79,6 +83,11 @@ class TextModel:
         """Whether nothing is being answered."""
         return self.engine.is_idle
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether it can answer."""
+        return self.engine.is_alive
+
     def close(self) -> None:
         """Free what it holds."""
         self.engine.close()
@@ -93,28 +102,37 @@ class TextModel:
 
         Raises:
             TemplateError: it fails, or the model has none.
+            PromptError: the messages are no text.
         """
         if self._template is None:
             raise TemplateError("the model has no chat template: it only continues text")
         with self._template_lock:  # one process, one question after the other
             text = self._template.render(messages, tools=tools)
-        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        return self._tokens(text, has_special=True)
 
     def encode(self, text: str) -> list[int]:
-        """Return the tokens of a text that is to be continued."""
-        return list(self.tokenizer.encode(text).ids)
+        """Return the tokens of a text that is to be continued; PromptError if it is none."""
+        return self._tokens(text, has_special=False)
+
+    def _tokens(self, text: str, *, has_special: bool) -> list[int]:
+        try:
+            text.encode()  # JSON can say half of a character, and tokenizers cannot read it
+        except UnicodeEncodeError as error:
+            raise PromptError("the prompt has half of a character (a lone surrogate)") from error
+        return list(self.tokenizer.encode(text, add_special_tokens=not has_special).ids)
 
     def room(self, prompt: Sequence[int]) -> int:
         """How many tokens an answer can have.
 
         Raises:
-            PromptError: none: the prompt is empty or fills the context.
+            PromptError: none: the prompt is empty.
+            PromptTooLongError: it fills the context.
         """
         if not prompt:
             raise PromptError("the prompt is empty")
         room = self.config.context_length - len(prompt)
         if room < 1:
-            raise PromptError(
+            raise PromptTooLongError(
                 f"the prompt has {len(prompt):,} tokens, and the model's context "
                 f"{self.config.context_length:,}"
             )
@@ -153,6 +171,7 @@ class EmbeddingModel:
         from weightpkg.run.tasks.embedding import Embedder  # noqa: PLC0415  only these models need it
 
         self._embedder = Embedder(directory, threads=threads)
+        self.dimensions = self._embedder.dimensions
         self._lock = threading.Lock()
         self.held = ExitStack()
 
@@ -160,6 +179,11 @@ class EmbeddingModel:
     def is_idle(self) -> bool:
         """Whether nothing is being computed."""
         return not self._lock.locked()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it can answer: always."""
+        return True
 
     def close(self) -> None:
         """Free what it holds."""

@@ -7,18 +7,29 @@ and is not there is refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from weightpkg.run.sampling import Sampling
 
 MAX_MESSAGES = 1_000
 MAX_INPUTS = 2_048
+_MAX_BRACKETS = 500
 
 _Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 _Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
+
+
+def _refuse(value: Any) -> Any:
+    if value is not None:
+        raise ValueError("is not understood here")
+    return value
+
+
+_NotThere = Annotated[Any, AfterValidator(_refuse)]
 _Stop = Annotated[str, Field(min_length=1, max_length=1_000)]
 
 
@@ -46,6 +57,17 @@ class _Generation(_Body):
     presence_penalty: _Penalty = 0.0
     frequency_penalty: _Penalty = 0.0
     logit_bias: Annotated[dict[int, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=1_000)] | None = None  # fmt: skip
+
+    @model_validator(mode="after")
+    def _options_are_for_streams(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("`stream_options` belongs to `stream`")
+        return self
+
+    @property
+    def tells_usage(self) -> bool:
+        """Whether a stream ends with how many tokens there were."""
+        return self.stream_options is not None and self.stream_options.include_usage
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -97,20 +119,88 @@ class ResponseFormat(BaseModel):
         return self
 
 
+class Named(BaseModel):
+    """What has a name."""
+
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+
+
+class Function(Named):
+    """A function that an answer may call; `parameters` is the JSON schema of its arguments."""
+
+    parameters: Mapping[str, Any] | None = None
+
+
+class Tool(BaseModel):
+    """A tool: of its kinds, the one that there is here."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class ToolChoice(BaseModel):
+    """The tool that must be called."""
+
+    type: Literal["function"]
+    function: Named
+
+
 class ChatRequest(_Generation):
     """The body of `/v1/chat/completions`."""
 
     messages: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: Annotated[int, Field(ge=1, le=2**31)] | None = None
     tools: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     response_format: ResponseFormat | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    functions: _NotThere = None
+    function_call: _NotThere = None
+    audio: _NotThere = None
+    web_search_options: _NotThere = None
 
     @field_validator("messages")
     @classmethod
     def _are_text(cls, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [_plain(i, message) for i, message in enumerate(messages)]
+
+    @field_validator("tools")
+    @classmethod
+    def _are_functions(cls, tools: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+        for tool in tools or ():
+            Tool.model_validate(tool)
+        return tools  # as they came, for templates know more of them than we do
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("`top_logprobs` belongs to `logprobs`")
+        must_call = self.tool_choice == "required" or isinstance(self.tool_choice, ToolChoice)
+        if must_call and not self.called_functions:
+            raise ValueError("`tool_choice` asks for a tool that is not among `tools`")
+        if self.called_functions and self.response_format and self.response_format.wanted_schema:
+            raise ValueError("an answer that must call a tool has no `response_format`")
+        return self
+
+    @property
+    def offered_tools(self) -> list[dict[str, Any]]:
+        """The tools that an answer may call, as they came."""
+        return [] if self.tool_choice == "none" else self.tools or []
+
+    @property
+    def tool_names(self) -> frozenset[str]:
+        """What they are called."""
+        return frozenset(tool["function"]["name"] for tool in self.offered_tools)
+
+    @property
+    def called_functions(self) -> Sequence[Mapping[str, Any]]:
+        """The functions of which one must be called; none if the answer may be anything."""
+        functions = [tool["function"] for tool in self.offered_tools]
+        if isinstance(self.tool_choice, ToolChoice):
+            name = self.tool_choice.function.name
+            return [function for function in functions if function["name"] == name]
+        return functions if self.tool_choice == "required" else []
 
     @property
     def limit(self) -> int | None:
@@ -124,33 +214,75 @@ class ChatRequest(_Generation):
 
 
 def _plain(i: int, message: dict[str, Any]) -> dict[str, Any]:
-    """Return a message with its content as one text, as templates expect it."""
-    if not isinstance(message.get("role"), str):
+    """Return a message as templates expect it: content as one text, arguments as an object."""
+    role = message.get("role")
+    if not isinstance(role, str):
         raise ValueError(f"messages[{i}] needs a `role`")  # noqa: TRY004  pydantic catches it
-    content = message.get("content")
+    plain = {**message, "role": "system" if role == "developer" else role}
+    plain["content"] = _text(i, message.get("content"))
+    if message.get("tool_calls"):
+        plain["tool_calls"] = [_with_object(i, call) for call in _calls(i, message["tool_calls"])]
+    return plain
+
+
+def _text(i: int, content: Any) -> str:
     if content is None or isinstance(content, str):
-        return message
+        return content or ""
     if not isinstance(content, list):
         raise ValueError(f"messages[{i}].content must be a text or an array of parts")  # noqa: TRY004  the same
     parts = [part if isinstance(part, dict) else {} for part in content]
     if any(part.get("type") != "text" or not isinstance(part.get("text"), str) for part in parts):
         raise ValueError(f"messages[{i}].content: only parts of type `text` are understood")
-    return {**message, "content": "".join(part["text"] for part in parts)}
+    return "".join(part["text"] for part in parts)
+
+
+def _calls(i: int, calls: Any) -> list[dict[str, Any]]:
+    is_list = isinstance(calls, list) and all(isinstance(call, dict) for call in calls)
+    if not is_list or not all(isinstance(call.get("function"), dict) for call in calls):
+        raise ValueError(f"messages[{i}].tool_calls must be an array of calls of functions")
+    found: list[dict[str, Any]] = calls
+    return found
+
+
+def _with_object(i: int, call: dict[str, Any]) -> dict[str, Any]:
+    """Return a call whose arguments are no text: templates write them as JSON themselves."""
+    function = call["function"]
+    arguments = function.get("arguments")
+    if not isinstance(arguments, str):
+        return call
+    if arguments.count("{") + arguments.count("[") > _MAX_BRACKETS:
+        raise ValueError(f"messages[{i}].tool_calls: arguments are nested too deep")
+    try:
+        read = json.loads(arguments)
+    except ValueError:
+        return call  # what a model wrote, and another one may see
+    return {**call, "function": {**function, "arguments": read}}
+
+
+_Prompt = str | list[int] | list[str] | list[list[int]]
 
 
 class CompletionRequest(_Generation):
     """The body of `/v1/completions`."""
 
-    prompt: str | list[int] | list[str]
+    prompt: _Prompt
     echo: bool = False
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    suffix: _NotThere = None
+    best_of: Annotated[int, Field(ge=1, le=1)] | None = None
 
     @field_validator("prompt")
     @classmethod
-    def _is_some(cls, prompt: str | list[int] | list[str]) -> str | list[int] | list[str]:
+    def _is_some(cls, prompt: _Prompt) -> _Prompt:
         if not prompt or (isinstance(prompt, list) and len(prompt) > MAX_INPUTS * 64):
             raise ValueError("must not be empty, nor endless")
         return prompt
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.echo and self.logprobs is not None:
+            raise ValueError("`logprobs` are those of answers: not to be had with `echo`")
+        return self
 
 
 class EmbeddingRequest(_Body):
@@ -164,6 +296,13 @@ class EmbeddingRequest(_Body):
     )
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
+
+    @field_validator("input", mode="before")
+    @classmethod
+    def _is_text(cls, value: Any) -> Any:
+        if isinstance(value, list) and any(isinstance(each, int | list) for each in value):
+            raise ValueError("tokens are not understood here: send texts")
+        return value
 
     @property
     def texts(self) -> list[str]:
