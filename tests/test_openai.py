@@ -220,8 +220,8 @@ def test_embeddings_in_both_encodings(server: Server) -> None:
     for mine, row, code in zip(told.data, floats["data"], coded["data"], strict=True):
         vector = np.frombuffer(base64.b64decode(code["embedding"]), "<f4")
         assert len(vector) == 64
-        np.testing.assert_array_equal(vector, np.float32(row["embedding"]))
-        np.testing.assert_array_equal(vector, np.float32(mine.embedding))
+        np.testing.assert_array_equal(vector, np.array(row["embedding"], np.float32))
+        np.testing.assert_array_equal(vector, np.array(mine.embedding, np.float32))
     assert told.usage.prompt_tokens == floats["usage"]["total_tokens"] > 0
 
 
