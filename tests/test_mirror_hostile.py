@@ -244,7 +244,7 @@ def test_the_second_request_has_a_deadline_too(
 
 
 def test_those_who_wait_make_room(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "MAX_CONNECTIONS", 50)
+    monkeypatch.setattr(connection.Connection, "max_connections", 50)
     with ExitStack() as stack:
         clients = half_open(stack, served, 120)
         for _ in range(20):

@@ -92,6 +92,10 @@ def test_one_that_is_larger_than_all_memory_is_tried_alone() -> None:
     pool = Loader().pool(100)
     with pool.use("a500"):
         assert set(pool.loaded()) == {"a500"}
+        with pytest.raises(NoRoomError), pool.use("b1"):
+            pass
+    with pool.use("b600"):
+        assert set(pool.loaded()) == {"b600"}
 
 
 def test_a_load_that_fails_is_told_to_all_who_wait_and_is_tried_again() -> None:

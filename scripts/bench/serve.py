@@ -59,7 +59,7 @@ def prompt(number: int) -> str:
 
 
 async def answer(client: httpx.AsyncClient, model: str, number: int, tokens: int) -> list[float]:
-    """Ask once; return when each piece of the answer came."""
+    """Ask once; return when each piece of the answer came; httpx.HTTPError if it did not end well."""
     body = {
         "model": model,
         "prompt": prompt(number),
@@ -70,11 +70,13 @@ async def answer(client: httpx.AsyncClient, model: str, number: int, tokens: int
     }
     async with client.stream("POST", "/v1/completions", json=body) as response:
         response.raise_for_status()
-        return [
-            time.perf_counter()
-            async for line in response.aiter_lines()
-            if line.startswith("data: {") and json.loads(line[6:])["choices"][0]["text"]
-        ]
+        times: list[float] = []
+        async for line in response.aiter_lines():
+            if line == "data: [DONE]":
+                return times
+            if line.startswith("data: {") and json.loads(line[6:])["choices"][0]["text"]:
+                times.append(time.perf_counter())
+    raise httpx.RemoteProtocolError("the answer has no end")
 
 
 async def measure(url: str, model: str, clients: int, requests: int, tokens: int) -> Measured:
@@ -86,7 +88,7 @@ async def measure(url: str, model: str, clients: int, requests: int, tokens: int
         for number in numbers:
             try:
                 times = await answer(client, model, number, tokens)
-            except httpx.HTTPError:
+            except (httpx.HTTPError, LookupError):  # an error may come within the stream
                 found.n_lost += 1
                 continue
             found.n_tokens += tokens if times else 0
@@ -107,6 +109,8 @@ def serving(command: Sequence[str], port: int) -> Iterator[str]:
     url = f"http://127.0.0.1:{port}"
     try:
         for _ in range(START_S * 10):
+            if process.poll() is not None:
+                raise SystemExit(f"`{' '.join(command)}` ended with {process.returncode}")
             try:
                 httpx.get(f"{url}/v1/models", timeout=1).raise_for_status()
                 break

@@ -8,17 +8,19 @@ protocol on h11.
 from __future__ import annotations
 
 import asyncio
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_TIMEOUT_S = 10.0
 MAX_HEAD_SIZE = 16 * 1024
-MAX_CONNECTIONS = 400  # each may have a file open, and 1024 descriptors are the usual limit
 
 
 class Connection(H11Protocol):
     """One connection of a client."""
+
+    # a process may usually have 1024 descriptors, and each connection may have a file open
+    max_connections: ClassVar[int] = 400
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -27,7 +29,7 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Begin to wait for a request, or make room for that."""
         super().connection_made(transport)
-        if len(self.connections) > MAX_CONNECTIONS and not self._evict():
+        if len(self.connections) > self.max_connections and not self._evict():
             transport.abort()
             return
         self._wait()

@@ -42,10 +42,11 @@ class Generation(ABC):
         model: TextModel = await self.service.open(stack, entry)
         if any(not 0 <= token < model.config.vocab_size for token in self.body.logit_bias or ()):
             raise RequestError(400, "a token is not in the vocabulary", param="logit_bias")
-        prompts = await asyncio.to_thread(self.prompts, model)
-        room = min(model.room(prompt) for prompt in prompts)
-        options = [self.options(i, room) for i in range(self.body.n)]
-        return self.service.ask(model, prompts, options, self.constraint())
+        with self.service.room(model, self.body.n_answers):
+            prompts = await asyncio.to_thread(self.prompts, model)
+            room = min(model.room(prompt) for prompt in prompts)
+            options = [self.options(i, room) for i in range(self.body.n)]
+            return self.service.ask(model, prompts, options, self.constraint())
 
     def constraint(self) -> Constraint | None:
         """The form that answers must have."""
@@ -242,18 +243,10 @@ class Text(Generation):
 
     def prompts(self, model: TextModel) -> list[list[int]]:
         """The text, or the texts, or the tokens that it has."""
-        prompt = self.text.prompt
-        if isinstance(prompt, str):
-            found: list[Any] = [prompt]
-        elif isinstance(prompt[0], int):
-            found = [prompt]
-        else:
-            found = list(prompt)
+        found = self.text.prompts
         tokens = [model.encode(each) if isinstance(each, str) else list(each) for each in found]
         if any(not 0 <= token < model.config.vocab_size for each in tokens for token in each):
             raise RequestError(400, "a token is not in the vocabulary", param="prompt")
-        if len(tokens) * self.text.n > model.n_rows * 16:
-            raise RequestError(400, "so many prompts at once are not answered", param="prompt")
         self._prompts = [
             each if isinstance(each, str) else model.tokenizer.decode(each) for each in found
         ]

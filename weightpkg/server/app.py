@@ -217,6 +217,16 @@ def _add_errors(app: FastAPI) -> None:
     async def failed(_: Request, error: WeightpkgError) -> JSONResponse:
         return JSONResponse(error_body(error.message, kind="server_error"), 500)
 
+    @app.exception_handler(MemoryError)
+    async def full(_: Request, __: MemoryError) -> JSONResponse:
+        return JSONResponse(error_body("there is not enough memory", kind="server_error"), 503)
+
+    @app.exception_handler(500)
+    async def broken(_: Request, __: Exception) -> JSONResponse:
+        # a mistake of ours, which is raised again, and so in the log
+        reason = "the server made a mistake; its log says more"
+        return JSONResponse(error_body(reason, kind="server_error"), 500)
+
     @app.exception_handler(HTTPException)
     async def other(_: Request, error: HTTPException) -> JSONResponse:
         body = error_body(str(error.detail), kind=_INVALID)

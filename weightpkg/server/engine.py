@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from weightpkg.errors import RunError
@@ -25,28 +27,49 @@ class Engine:
         Args:
             batch: of this engine alone.
             n_waiting: how many requests may wait for a free row.
+
+        Raises:
+            RunError: there is no memory for a thread.
         """
         self._batch = batch
         self._n_waiting = n_waiting
         self._queue: deque[Request] = deque()
+        self._n_coming = 0
         self._changed = threading.Condition()
         self._is_closed = False
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            raise RunError("not enough memory for the thread of a model") from error
 
-    def submit(self, *requests: Request) -> None:
-        """Take requests, all or none of them.
+    @contextmanager
+    def room(self, count: int) -> Iterator[None]:
+        """Keep room for requests that are being prepared, which takes time, and then submitted.
 
         Raises:
-            FullError: too many are waiting.
+            FullError: too many are waiting, or will.
+        """
+        with self._changed:
+            room = self._n_waiting + self._batch.n_free
+            if len(self._queue) + self._n_coming + count > room:
+                raise FullError
+            self._n_coming += count
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._n_coming -= count
+
+    def submit(self, *requests: Request) -> None:
+        """Take requests, for which room was kept.
+
+        Raises:
             RunError: the engine was closed.
         """
         with self._changed:
             if self._is_closed:
                 raise RunError("the model is being unloaded", hint="ask again")
-            room = self._n_waiting + self._batch.n_free
-            if len(self._queue) + len(requests) > room:
-                raise FullError
             self._queue.extend(requests)
             self._changed.notify()
 

@@ -126,7 +126,7 @@ class Pool:
         by_age = sorted(self._places, key=lambda name: self._places[name].used)
         candidates = [name for name in by_age if _is_unused(self._places[name])]
         freed = sum(self._places[name].size for name in candidates)
-        if self._places and total - freed + size > self._budget:
+        if len(candidates) < len(self._places) and total - freed + size > self._budget:
             raise NoRoomError
         for name in candidates:
             if total + size <= self._budget:

@@ -62,7 +62,7 @@ class TextModel:
         Raises:
             RunError: a file is missing or broken, or there is not enough memory.
         """
-        self.n_rows = n_rows
+        self.n_most = n_rows + n_waiting
         self.config = ModelConfig.read(directory)
         self.tokenizer = read_tokenizer(directory)
         ends = self.config.eos_token_ids
@@ -75,7 +75,11 @@ class TextModel:
         ).session
         self._template = read_template(directory)
         self._template_lock = threading.Lock()
-        self.engine = Engine(Batch(session, self.config, n_rows), n_waiting=n_waiting)
+        with ExitStack() as undo:
+            if self._template is not None:
+                undo.callback(self._template.close)
+            self.engine = Engine(Batch(session, self.config, n_rows), n_waiting=n_waiting)
+            undo.pop_all()
         self.held = ExitStack()
 
     @property

@@ -7,8 +7,8 @@ event loop. A client that goes away takes its answer with it: the row is free at
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +94,25 @@ class Service:
                 headers={"Retry-After": "30"},
             ) from error
 
+    @contextmanager
+    def room(self, model: TextModel, count: int) -> Iterator[None]:
+        """Keep room for so many answers until they are asked for; RequestError if there is none."""
+        if count > model.n_most:
+            reason = f"{count} answers were asked for at once, and at most {model.n_most} are given"
+            raise RequestError(400, reason, param="n")
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(model.engine.room(count))
+            except FullError as error:
+                raise RequestError(
+                    429,
+                    "too many requests are waiting",
+                    kind="rate_limit_error",
+                    code="rate_limit_exceeded",
+                    headers={"Retry-After": str(_RETRY_AFTER_S)},
+                ) from error
+            yield
+
     def ask(
         self,
         model: TextModel,
@@ -104,7 +123,6 @@ class Service:
         """Have prompts answered: of each, one answer for each of `options`, of the same form.
 
         Raises:
-            RequestError: too many wait already.
             ConstraintError: the form is not valid.
         """
         loop = asyncio.get_running_loop()
@@ -120,16 +138,7 @@ class Service:
         completions = [
             model.completion(p, o, teller(i), constraint) for i, (p, o) in enumerate(pairs)
         ]
-        try:
-            model.engine.submit(*completions)
-        except FullError as error:
-            raise RequestError(
-                429,
-                "too many requests are waiting",
-                kind="rate_limit_error",
-                code="rate_limit_exceeded",
-                headers={"Retry-After": str(_RETRY_AFTER_S)},
-            ) from error
+        model.engine.submit(*completions)
         return Answers(completions, sum(map(len, prompts)), events)
 
     def count(self, entry: Entry, answers: Answers) -> None:

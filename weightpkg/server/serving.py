@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
+from weightpkg.listening.connection import Connection
 from weightpkg.listening.process import (
     Listening,
     listen,
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
     from weightpkg.store import Store
 
 REMEDY = "give --key-file FILE or WEIGHTPKG_API_KEY, or say --public"
+
+
+class ModelConnection(Connection):
+    """One connection of a client; it has no file open."""
+
+    max_connections: ClassVar[int] = 800
 
 
 class ModelServer:
@@ -51,7 +58,7 @@ class ModelServer:
         self._sockets = listen(listening)
         gate = listening.gate(port_of(self._sockets))
         guard = Guard(self._models.app(), gate, self._models.counters, log)
-        self._server = make_server(guard)
+        self._server = make_server(guard, protocol=ModelConnection)
 
     @property
     def urls(self) -> list[str]:

@@ -70,6 +70,11 @@ class _Generation(_Body):
         return self.stream_options is not None and self.stream_options.include_usage
 
     @property
+    def n_answers(self) -> int:
+        """How many answers are asked for."""
+        return self.n
+
+    @property
     def stops(self) -> tuple[str, ...]:
         """The texts that end an answer."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
@@ -283,6 +288,19 @@ class CompletionRequest(_Generation):
         if self.echo and self.logprobs is not None:
             raise ValueError("`logprobs` are those of answers: not to be had with `echo`")
         return self
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts, each a text or tokens."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        many = [each for each in self.prompt if not isinstance(each, int)]
+        return [*many] or [[each for each in self.prompt if isinstance(each, int)]]
+
+    @property
+    def n_answers(self) -> int:
+        """How many answers are asked for: `n` of each prompt."""
+        return self.n * len(self.prompts)
 
 
 class EmbeddingRequest(_Body):
