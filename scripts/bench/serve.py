@@ -71,12 +71,17 @@ async def answer(client: httpx.AsyncClient, model: str, number: int, tokens: int
     async with client.stream("POST", "/v1/completions", json=body) as response:
         response.raise_for_status()
         times: list[float] = []
+        reason = None
         async for line in response.aiter_lines():
-            if line == "data: [DONE]":
-                return times
-            if line.startswith("data: {") and json.loads(line[6:])["choices"][0]["text"]:
+            if not line.startswith("data: {"):
+                continue
+            choice = json.loads(line[6:])["choices"][0]
+            reason = choice["finish_reason"] or reason
+            if choice["text"]:
                 times.append(time.perf_counter())
-    raise httpx.RemoteProtocolError("the answer has no end")
+    if reason != "length":  # which is what all have that were not cut off
+        raise httpx.RemoteProtocolError(f"the answer ended by {reason}")
+    return times
 
 
 async def measure(url: str, model: str, clients: int, requests: int, tokens: int) -> Measured:
@@ -91,8 +96,8 @@ async def measure(url: str, model: str, clients: int, requests: int, tokens: int
             except (httpx.HTTPError, LookupError):  # an error may come within the stream
                 found.n_lost += 1
                 continue
-            found.n_tokens += tokens if times else 0
-            found.n_answers += bool(times)
+            found.n_tokens += tokens
+            found.n_answers += 1
             found.gaps_s += [b - a for a, b in pairwise(times)]
 
     start = time.perf_counter()
@@ -187,8 +192,10 @@ def report_peer(report: Report, arguments: argparse.Namespace, source: Path, our
         str(port),
     ]
     command += ["--n_threads", str(arguments.threads), "--n_ctx", "2048", "--model_alias", MODEL]
+    command += ["--interrupt_requests", "false"]  # or else a new request cuts off the one before
     with serving(command, port) as url:
         one, many = both(url, MODEL, clients, arguments.rounds)
+    report.at_most("requests that llama-cpp-python lost", one.n_lost + many.n_lost, 0, form=".0f")
     report.add("llama-cpp-python, one client", one.rate, form=".1f", unit=" tokens/s")
     report.add(f"llama-cpp-python, {clients} clients", many.rate, form=".1f", unit=" tokens/s")
     report.at_least("weightpkg / llama-cpp-python", ours / many.rate, 1.5, form=".2f")
