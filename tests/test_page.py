@@ -264,6 +264,17 @@ def test_a_server_that_ends_is_told_of_and_what_it_said_stays(seen: Seen) -> Non
     expect(seen.page.locator(".message.error").last).to_contain_text("cannot be reached")
 
 
+def test_without_a_model_to_chat_with_it_says_so(browser: Browser, server: Server) -> None:
+    page = browser.new_page()
+    vectors = {"id": "vectors", "task": "feature-extraction"}
+    page.route("**/v1/models", lambda route: route.fulfill(json={"data": [vectors]}))
+    page.goto(server.url)
+    log = page.locator("#log")
+    expect(log).to_have_attribute("data-empty", "There is no model to chat with: weightpkg install NAME")  # fmt: skip
+    expect(page.locator("#model option")).to_have_count(0)
+    page.close()
+
+
 def test_a_key_is_asked_for_and_used(browser: Browser, models: Path, tmp_path: Path) -> None:
     key = "k" * 20
     with serving(tmp_path, str(models / "long"), WEIGHTPKG_API_KEY=key) as server:

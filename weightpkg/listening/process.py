@@ -20,7 +20,7 @@ from weightpkg.listening.gate import Gate, is_loopback
 
 LOOPBACK = ("127.0.0.1", "::1")
 DRAIN_S = 30
-_KEEP_ALIVE_S = 5
+_KEEP_ALIVE_S = 20  # longer than httpx keeps one, so that no request meets one that is being closed
 _BACKLOG = 512
 _MIN_KEY = 16
 # what clients do wrong, and what our own log says better

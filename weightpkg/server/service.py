@@ -7,9 +7,11 @@ event loop. A client that goes away takes its answer with it: the row is free at
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+import threading
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from weightpkg.errors import RunError
@@ -54,6 +56,34 @@ class Answers:
                 each.is_cancelled = True
 
 
+class Post:
+    """Carries events from engines' threads to the event loop, all of a step at one waking.
+
+    To wake the loop is a system call, for which an engine would have to wait: one a token was 2 % of
+    its time with eight answers.
+    """
+
+    def __init__(self) -> None:
+        """Serve the event loop that runs."""
+        self._loop = asyncio.get_running_loop()
+        self._lock = threading.Lock()
+        self._events: list[tuple[asyncio.Queue[tuple[int, Event]], int, Event]] = []
+
+    def send(self, queue: asyncio.Queue[tuple[int, Event]], i: int, event: Event) -> None:
+        """Put an event of the answer number `i` into a queue, from any thread, soon."""
+        with self._lock:
+            self._events.append((queue, i, event))
+            is_first = len(self._events) == 1
+        if is_first:
+            self._loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        with self._lock:
+            events, self._events = self._events, []
+        for queue, i, event in events:
+            queue.put_nowait((i, event))
+
+
 class Service:
     """What the routes do, over a library of models and the pool of those that are loaded."""
 
@@ -61,6 +91,7 @@ class Service:
         self.library = library
         self.pool = pool
         self.counters = counters
+        self._post: Post | None = None
 
     def entry(self, name: str, *, is_text: bool) -> Entry:
         """Return a model that can do what is asked.
@@ -125,18 +156,12 @@ class Service:
         Raises:
             ConstraintError: the form is not valid.
         """
-        loop = asyncio.get_running_loop()
         events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
-
-        def teller(i: int) -> Callable[[Event], None]:
-            def tell(event: Event) -> None:
-                loop.call_soon_threadsafe(events.put_nowait, (i, event))
-
-            return tell
-
+        self._post = self._post or Post()
         pairs = [(prompt, each) for prompt in prompts for each in options]
         completions = [
-            model.completion(p, o, teller(i), constraint) for i, (p, o) in enumerate(pairs)
+            model.completion(p, o, partial(self._post.send, events, i), constraint)
+            for i, (p, o) in enumerate(pairs)
         ]
         model.engine.submit(*completions)
         return Answers(completions, sum(map(len, prompts)), events)
