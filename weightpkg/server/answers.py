@@ -43,10 +43,10 @@ class Generation(ABC):
         if any(not 0 <= token < model.config.vocab_size for token in self.body.logit_bias or ()):
             raise RequestError(400, "a token is not in the vocabulary", param="logit_bias")
         with self.service.room(model, self.body.n_answers):
-            prompts = await asyncio.to_thread(self.prompts, model)
+            prompts = await self.service.in_turn(self.name, self.prompts, model)
             room = min(model.room(prompt) for prompt in prompts)
             options = [self.options(i, room) for i in range(self.body.n)]
-            return self.service.ask(model, prompts, options, self.constraint())
+            return await self.service.ask(model, prompts, options, self.constraint())
 
     def constraint(self) -> Constraint | None:
         """The form that answers must have."""

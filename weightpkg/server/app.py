@@ -155,7 +155,7 @@ async def _embed(service: Service, body: EmbeddingRequest) -> dict[str, Any]:
         if body.dimensions not in {None, model.dimensions}:
             reason = f"`{entry.name}` makes vectors of {model.dimensions} numbers"
             raise RequestError(400, reason, param="dimensions")
-        vectors, n_tokens = await asyncio.to_thread(model.embed, body.texts)
+        vectors, n_tokens = await service.in_turn(entry.name, model.embed, body.texts)
     rows = [
         {"object": "embedding", "index": i, "embedding": _vector(vector, body.encoding_format)}
         for i, vector in enumerate(vectors)

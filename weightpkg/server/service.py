@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from weightpkg.errors import RunError
 from weightpkg.run.constraint import Constraint
@@ -25,6 +26,10 @@ from weightpkg.server.served import TextModel
 from weightpkg.server.wire import RequestError
 
 _RETRY_AFTER_S = 2
+_THREADS = 2  # for each model, of the few that the event loop has
+
+T = TypeVar("T")
+P = ParamSpec("P")
 
 
 @dataclass(slots=True)
@@ -92,6 +97,8 @@ class Service:
         self.pool = pool
         self.counters = counters
         self._post: Post | None = None
+        self._loads: dict[str, asyncio.Task[None]] = {}
+        self._turns = defaultdict[str, asyncio.Semaphore](partial(asyncio.Semaphore, _THREADS))
 
     def entry(self, name: str, *, is_text: bool) -> Entry:
         """Return a model that can do what is asked.
@@ -116,6 +123,8 @@ class Service:
     async def open(self, stack: ExitStack, entry: Entry) -> Any:
         """Have a model, loaded if need be, as long as the stack is open."""
         try:
+            if entry.name not in self.pool.loaded():
+                await asyncio.shield(self._loading(entry.name))
             return await asyncio.to_thread(stack.enter_context, self.pool.use(entry.name))
         except NoRoomError as error:
             raise RequestError(
@@ -124,6 +133,25 @@ class Service:
                 kind="server_error",
                 headers={"Retry-After": "30"},
             ) from error
+
+    def _loading(self, name: str) -> asyncio.Task[None]:
+        """One load for all who wait for it: they take no threads that others need meanwhile."""
+        if name not in self._loads:
+            task = asyncio.create_task(asyncio.to_thread(self._load, name))
+            task.add_done_callback(lambda _: self._loads.pop(name))
+            self._loads[name] = task
+        return self._loads[name]
+
+    def _load(self, name: str) -> None:
+        with self.pool.use(name):
+            pass
+
+    async def in_turn(
+        self, name: str, work: Callable[P, T], *arguments: P.args, **named: P.kwargs
+    ) -> T:
+        """Have a model's work done in a thread; however slow it is, some are left for others."""
+        async with self._turns[name]:
+            return await asyncio.to_thread(work, *arguments, **named)
 
     @contextmanager
     def room(self, model: TextModel, count: int) -> Iterator[None]:
@@ -144,7 +172,7 @@ class Service:
                 ) from error
             yield
 
-    def ask(
+    async def ask(
         self,
         model: TextModel,
         prompts: Sequence[Sequence[int]],
@@ -159,10 +187,14 @@ class Service:
         events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._post = self._post or Post()
         pairs = [(prompt, each) for prompt in prompts for each in options]
-        completions = [
-            model.completion(p, o, partial(self._post.send, events, i), constraint)
-            for i, (p, o) in enumerate(pairs)
-        ]
+        tellers = [partial(self._post.send, events, i) for i in range(len(pairs))]
+
+        def prepare() -> list[Completion]:
+            told = zip(pairs, tellers, strict=True)
+            return [model.completion(p, o, tell, constraint) for (p, o), tell in told]
+
+        # a form takes a while to compile, and then waits for its turn
+        completions = prepare() if constraint is None else await asyncio.to_thread(prepare)
         model.engine.submit(*completions)
         return Answers(completions, sum(map(len, prompts)), events)
 
