@@ -22,7 +22,10 @@ from weightpkg.convert.pipeline import convert
 from weightpkg.digest import Digest
 from weightpkg.errors import RunError
 from weightpkg.progress import Silence
+from weightpkg.server.answers import Chat
+from weightpkg.server.completion import End
 from weightpkg.server.engine import Engine
+from weightpkg.server.wire import ChatRequest
 
 NEVER_ENDS = {"2": -100}
 
@@ -111,6 +114,16 @@ def test_tools_that_may_not_be_called_are_not_in_the_prompt(server: Server) -> N
     none = ask(server, tools=TOOLS, tool_choice="none", max_tokens=4)
     assert none.usage == ask(server, max_tokens=4).usage
     assert none.choices[0].message.tool_calls is None
+
+
+def test_one_call_alone_where_several_are_not_wanted() -> None:
+    service: Any = None
+    call = '{"name": "grow", "arguments": {"size": 1}}'
+    body: dict[str, Any] = {"model": "x", "messages": CHAT, "tools": TOOLS}
+    for named, count in (({}, 2), ({"parallel_tool_calls": False}, 1)):
+        chat = Chat(service, ChatRequest.model_validate({**body, **named}))
+        answer = chat.whole(0, f"[{call}, {call}]", (), End("stop", 9))
+        assert len(answer["message"]["tool_calls"]) == count
 
 
 def test_an_agent_s_round_with_calls_and_results(server: Server) -> None:

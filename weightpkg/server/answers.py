@@ -188,7 +188,7 @@ class Chat(Generation):
         reason: str = end.reason
         if self.chat.offered_tools:
             divided = Divided(text)
-            if calls := read_calls(divided.rest, self.chat.tool_names):
+            if calls := self._calls(divided.rest):
                 message |= {"content": divided.plain.strip() or None, "tool_calls": calls}
                 reason = "tool_calls"
         return {"index": i, "message": message, "finish_reason": reason} | self._chances(choices)
@@ -204,7 +204,7 @@ class Chat(Generation):
             parts = [self.part(i, text, untold)] if text else []
         else:
             assert isinstance(event, End)  # noqa: S101  errors are raised
-            calls = read_calls(divided.rest, self.chat.tool_names)
+            calls = self._calls(divided.rest)
             if calls:
                 parts = [self._calling(i, calls, untold), self.last(i, event, "tool_calls")]
             else:
@@ -213,6 +213,10 @@ class Chat(Generation):
         if parts:
             untold.clear()
         return parts
+
+    def _calls(self, text: str) -> list[dict[str, Any]]:
+        calls = read_calls(text, self.chat.tool_names)
+        return calls if self.chat.parallel_tool_calls else calls[:1]
 
     def _calling(
         self, i: int, calls: Sequence[dict[str, Any]], choices: Sequence[Choice]
