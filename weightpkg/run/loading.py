@@ -12,11 +12,12 @@ from __future__ import annotations
 import hashlib
 import platform
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import onnxruntime as ort
@@ -90,6 +91,7 @@ def load_graph(
     cache: Path | None = None,
     scales: Scales | None = None,
     is_single: bool = False,
+    entries: Mapping[str, str] = MappingProxyType({}),
 ) -> Loaded:
     """Load `model.onnx` of a directory on the provider that is right for it.
 
@@ -100,6 +102,7 @@ def load_graph(
         cache: where graphs are kept that were made for this machine; None keeps nothing.
         scales: of keys and values in 8 bits; None keeps them as floats.
         is_single: one sequence goes through it at a time, so that layers with a window need no more of it.
+        entries: of onnxruntime's session configuration, that change how it computes and not what.
 
     Raises:
         RunError: the device cannot run it, onnxruntime refuses it, or there is not enough memory.
@@ -113,7 +116,7 @@ def load_graph(
     threads = threads or usable_cores()
     if scales is not None:
         require_int8_cache(decision.chosen)
-    make = _Maker(directory, decision.chosen, threads, scales, is_single=is_single)
+    make = _Maker(directory, decision.chosen, threads, scales, is_single=is_single, entries=entries)
     try:
         session = _from_cache(content, make, cache)
     except ORT_ERRORS as error:
@@ -156,12 +159,14 @@ class _Maker:
         scales: Scales | None = None,
         *,
         is_single: bool = False,
+        entries: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._directory = directory.resolve()
         self._provider = provider
         self._threads = threads
         self._scales = scales
         self._has_windows = is_single and provider.window_caches
+        self._entries = entries
         self.is_other = provider.name != CPU
 
     def key(self, content: bytes) -> str:
@@ -199,7 +204,7 @@ class _Maker:
         options.log_severity_level = 3  # errors: they come as exceptions
         options.intra_op_num_threads = self._threads
         options.add_session_config_entry(_FOLDER, str(self._directory))
-        for key, value in self._provider.session.items():
+        for key, value in (*self._provider.session.items(), *self._entries.items()):
             options.add_session_config_entry(key, value)
         if not self.is_other and self._packs_in_parallel():
             options.add_session_config_entry(_PARALLEL, "1")
