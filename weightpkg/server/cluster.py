@@ -41,7 +41,7 @@ from weightpkg.server.counters import Counters
 from weightpkg.server.front import Asked, Front, LostError, Part
 from weightpkg.server.guard import Guard
 from weightpkg.server.replica import Order, Replica, started_by
-from weightpkg.server.serving import REMEDY
+from weightpkg.server.serving import REMEDY, ModelConnection
 from weightpkg.settings import set_variables
 
 _NAME = "Weightpkg"
@@ -97,7 +97,8 @@ class ClusterServer:
         with cluster(self._address), _deployed(self._order, self._n_replicas) as ask:
             counters = Counters()
             gate = self._listening.gate(port_of(self._sockets))
-            server = make_server(Guard(Front(ask, counters), gate, counters, self._log))
+            guard = Guard(Front(ask, counters), gate, counters, self._log)
+            server = make_server(guard, protocol=ModelConnection)
             ready(urls_of(self._sockets))
             run_until_told(server, self._sockets)
 
