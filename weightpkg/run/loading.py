@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -53,8 +54,8 @@ _FOLDER = "session.model_external_initializers_file_folder_path"
 _RECORD = "session.record_ep_graph_assignment_info"
 _DIGEST = 32
 _PARALLEL = "session.prepack.enable_parallel"
-_LARGE = 512 * 1024 * 1024
 _FEW = 2
+_READS_AS_LONG = 40  # a byte of a tokenizer takes as long as so many of weights
 
 # onnxruntime's exceptions have no base of their own
 ORT_ERRORS = (
@@ -222,14 +223,16 @@ class _Maker:
     def _packs_in_parallel(self) -> bool:
         """Whether weights are packed by several threads, which is nearly all of loading.
 
-        With two cores a tokenizer is read on the other one meanwhile, which takes longer if the model is
-        small; threads that wait for each other would only keep it from that.
+        With two cores a tokenizer is read on the other one meanwhile. Where that takes longer, threads
+        that wait for each other would only keep it from that.
         """
         if self._threads > _FEW:
             return True
+        sizes: Counter[bool] = Counter()
         with suppress(OSError):
-            return sum(path.stat().st_size for path in self._directory.iterdir()) >= _LARGE
-        return True
+            for path in self._directory.iterdir():
+                sizes[path.name == "tokenizer.json"] += path.stat().st_size
+        return sizes[True] * _READS_AS_LONG < sizes[False]
 
 
 def _from_cache(content: bytes, make: _Maker, cache: Path | None) -> ort.InferenceSession:

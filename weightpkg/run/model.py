@@ -23,7 +23,7 @@ from weightpkg.run.template import ChatTemplate, Message
 from weightpkg.run.tokenizing import read_tokenizer
 
 DEFAULT_MAX_TOKENS = 1024
-_HEAD_START_S = 0.05
+_HEAD_START_S = 0.03
 
 
 @dataclass(frozen=True, slots=True)
