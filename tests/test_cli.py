@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -343,10 +344,16 @@ def await_reading(pid: int) -> None:
         time.sleep(5.0)
 
 
+def heed_ctrl_c() -> None:
+    """Shells have what they start in the background ignore it, and that is inherited."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_ends_a_command_with_130(environ: dict[str, str]) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "weightpkg", "run", "tiny", "--raw"],
         env=environ, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=heed_ctrl_c,
     )  # fmt: skip
     await_reading(process.pid)  # of standard input, which nobody closes
     process.send_signal(2)
