@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -344,16 +344,19 @@ def await_reading(pid: int) -> None:
         time.sleep(5.0)
 
 
-def heed_ctrl_c() -> None:
+@pytest.fixture
+def ctrl_c_is_heeded() -> Iterator[None]:
     """Shells have what they start in the background ignore it, and that is inherited."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.usefixtures("ctrl_c_is_heeded")
 def test_ctrl_c_ends_a_command_with_130(environ: dict[str, str]) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "weightpkg", "run", "tiny", "--raw"],
         env=environ, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=heed_ctrl_c,
     )  # fmt: skip
     await_reading(process.pid)  # of standard input, which nobody closes
     process.send_signal(2)
