@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,7 +84,12 @@ class Seen:
 
     def ask(self, text: str) -> None:
         """Say something, by the keyboard alone."""
+        prompt = self.page.locator("#prompt")
+        expect(prompt).to_be_focused(
+            timeout=30_000
+        )  # a browser that has just begun may take a while
         self.page.keyboard.type(text)
+        expect(prompt).to_have_value(re.compile(re.escape(text) + "$"))
         with self.page.expect_request(ASKED):
             self.page.keyboard.press("Enter")
 
