@@ -1,8 +1,8 @@
 """Write a Llama of random weights in GGUF, of a given size, with the types of llama.cpp's Q4_K_M.
 
 The layers are those of a model of 3 billion weights, and as many as it takes. Blocks are random bytes
-with small scales, so every one is valid; the vocabulary has a handful of tokens. The same size and
-seed give the same bytes, and memory is that of the largest tensor, whatever the size.
+with small scales, so every one is valid; the vocabulary has bytes and single characters. The same
+size and seed give the same bytes, and memory is that of the largest tensor, whatever the size.
 
 Usage: python scripts/make_synthetic_llama.py FILE [--size-mb 2000] [--seed 0]
 """
@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 F32, Q4_K, Q6_K = (gguf.GGMLQuantizationType[name] for name in ("F32", "Q4_K", "Q6_K"))
 WIDTH, INNER, HEADS, KV_HEADS, HEAD_SIZE, VOCABULARY = 3072, 8192, 24, 8, 128, 32_000
-WORDS = ("<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)))
+BYTES = ("<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)))
+# one character each, so that no two are joined: Chinese, and then Korean ones
+LETTERS = [*map(chr, range(0x4E00, 0x9FFD)), *map(chr, range(0xAC00, 0xD7A4))]
+WORDS = (*BYTES, *LETTERS[: VOCABULARY - len(BYTES)])
 # where the float16 scales of a block are
 SCALES = {Q4_K: (0, 2), Q6_K: (208,)}
 
@@ -136,7 +139,7 @@ def _add_metadata(writer: gguf.GGUFWriter, layers: int) -> None:
     writer.add_token_list(list(WORDS))
     writer.add_token_scores([0.0] * len(WORDS))
     kinds = [gguf.TokenType.UNKNOWN, *2 * [gguf.TokenType.CONTROL], *256 * [gguf.TokenType.BYTE]]
-    writer.add_token_types(kinds)
+    writer.add_token_types([*kinds, *(len(WORDS) - len(kinds)) * [gguf.TokenType.NORMAL]])
 
 
 def main() -> int:
