@@ -8,7 +8,7 @@ https://github.com/ggml-org/llama.cpp/blob/0c1e57098/src/llama-vocab.cpp `llm_to
 `tokenizers` knows a list of pairs to join instead, the first ones first. A token's neighbours join in
 the same order whatever stands around it, so there is one pair that it can be made of: the one that is
 left of it, all by itself, before the last step. Other splits of it are never joined and not listed:
-of Gemma's 513,511, 236,246 stay, which are read in three quarters of the time. Two tokens of one score are
+of Gemma's 513,511, 236,245 stay, which are read in three quarters of the time. Two tokens of one score are
 another matter: which is joined first depends on the text. Only runs of one character, as Llama has
 them of spaces, are settled: the leftmost run is the longest, and so longer ones come first.
 """
@@ -42,37 +42,39 @@ def merges(source: str, scores: Mapping[str, float]) -> list[str]:
         raise UnsupportedFormatError(f"`{source}`: the score of a token is not a number")
     if rest := sorted(set("".join(scores)) - scores.keys()):
         raise UnsupportedFormatError(f"`{source}`: tokens have {rest[0]!r}, which is none itself")
-    splits: dict[str, list[int]] = {}
+    longer = [token for token in scores if len(token) > 1]
+    longer.sort(key=lambda token: (-scores[token], -len(token)))
+    ranks = {token: rank for rank, token in enumerate(longer)}
+    pairs: list[str] = []
     last = ""
-    for token in sorted(scores, key=lambda token: (-scores[token], -len(token))):
-        found = [i for i in range(1, len(token)) if token[i:] in scores and token[:i] in scores]
-        if found:
-            if last and scores[last] == scores[token] and len({*last, *token}) > 1:
-                raise UnsupportedFormatError(
-                    f"`{source}`: tokens {last!r} and {token!r} have the same score"
-                )
-            splits[token] = found
-            last = token
-    ranks = {token: rank for rank, token in enumerate(splits)}
-    cuts = ((token, _cut(token, found, ranks)) for token, found in splits.items())
-    return [f"{token[:cut]} {token[cut:]}" for token, cut in cuts if cut]
+    for token in longer:
+        cut = _cut(token, ranks)
+        if not cut:
+            continue
+        if last and scores[last] == scores[token] and len({*last, *token}) > 1:
+            raise UnsupportedFormatError(
+                f"`{source}`: tokens {last!r} and {token!r} have the same score"
+            )
+        pairs.append(f"{token[:cut]} {token[cut:]}")
+        last = token
+    return pairs
 
 
-def _cut(token: str, splits: Sequence[int], ranks: Mapping[str, int]) -> int:
+def _cut(token: str, ranks: Mapping[str, int]) -> int:
     """Return the length of the first of the two that a token is made of; 0 if it never is."""
-    if len(splits) == 1:
-        return splits[0]
-    parts, none = list(token), len(ranks)
-    found = list(map(ranks.get, map(add, parts, parts[1:]), repeat(none)))
-    while len(parts) > 2:
+    parts, none, get = list(token), len(ranks), ranks.get
+    found = list(map(get, map(add, parts, parts[1:]), repeat(none)))
+    while len(found) > 1:
         best = min(found)
         if best == none:
             return 0
         at = found.index(best)
-        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        parts[at] += parts.pop(at + 1)
         del found[at]
-        for i in range(max(at - 1, 0), min(at + 1, len(found))):
-            found[i] = ranks.get(parts[i] + parts[i + 1], none)
+        if at:
+            found[at - 1] = get(parts[at - 1] + parts[at], none)
+        if at < len(found):
+            found[at] = get(parts[at] + parts[at + 1], none)
     return len(parts[0])
 
 
