@@ -17,22 +17,13 @@ from pathlib import Path
 import httpx
 
 from report import Report, installed_model, model_arguments
-from serve import TOKENS, free_port, measure, serving
+from serve import TOKENS, free_port, measure, our_command, serving
 
 
 def rate(directory: Path, arguments: argparse.Namespace, *options: str) -> tuple[float, float]:
     """Return tokens a second of all clients together, and the seconds until it answered."""
     port, start = free_port(), time.perf_counter()
-    command = [
-        sys.executable,
-        "-m",
-        "weightpkg",
-        "-q",
-        "serve",
-        str(directory),
-        "--port",
-        str(port),
-    ]
+    command = our_command(directory, port)
     command += ["--rows", str(arguments.clients), *options]
     with serving(command, port) as url:
         seconds = time.perf_counter() - start

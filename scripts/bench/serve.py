@@ -144,19 +144,16 @@ def both(url: str, model: str, clients: int, rounds: int) -> tuple[Measured, Mea
     return sorted(singles, key=lambda each: each.rate)[len(singles) // 2], middle
 
 
+def our_command(directory: Path, port: int) -> list[str]:
+    """Return what starts our server."""
+    serve = [sys.executable, "-m", "weightpkg", "-q", "serve"]
+    return [*serve, str(directory), "--port", str(port)]
+
+
 def report_ours(report: Report, arguments: argparse.Namespace, directory: Path) -> float:
     """Measure our server; return the tokens a second of several clients."""
     port, clients = free_port(), arguments.clients
-    command = [
-        sys.executable,
-        "-m",
-        "weightpkg",
-        "-q",
-        "serve",
-        str(directory),
-        "--port",
-        str(port),
-    ]
+    command = our_command(directory, port)
     command += ["--threads", str(arguments.threads), "--rows", str(clients)]
     with serving(command, port) as url:
         name = httpx.get(f"{url}/v1/models").json()["data"][0]["id"]
