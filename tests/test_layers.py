@@ -52,7 +52,7 @@ ORDER = [
     "server.counters", "server.guard", "server.calls", "server.completion", "server.engine", "server.served", "server.library",
     "server.pool", "server.service", "server.answers", "server.app", "server.models", "server.serving",
     "server.front", "server.replica", "server.cluster", "", "cli.table",
-    "cli.console", "cli.texts", "cli.tasks", "cli.mirroring", "cli.chat", "cli.agreement", "cli.editing",
+    "cli.console", "cli.texts", "cli.tasks", "cli.mirroring", "cli.kv_cache", "cli.chat", "cli.agreement", "cli.editing",
     "cli.names", "cli.project_rules", "cli.publisher_key", "cli.desk", "cli.entry_options", "cli.on_ray", "cli",
 ]  # fmt: skip
 

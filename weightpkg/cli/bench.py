@@ -6,6 +6,7 @@ import click
 
 from weightpkg.api import load
 from weightpkg.cli.console import format_size, make_progress, print_json, print_table
+from weightpkg.cli.kv_cache import USED, kv_cache_option
 from weightpkg.memory import KvCache
 from weightpkg.run.benchmark import Benchmark, benchmark
 
@@ -22,7 +23,7 @@ from weightpkg.run.benchmark import Benchmark, benchmark
 @click.option(
     "--device", default="auto", show_default=True, help="auto, cpu, gpu, npu, or a provider."
 )
-@click.option("--kv-cache", type=click.Choice(["float", "int8"]), default="float", show_default=True, help="Keep keys and values so: int8 takes a quarter of the memory.")  # fmt: skip
+@kv_cache_option(USED)
 @click.option("--threads", type=click.IntRange(0), default=0, help="0 for each physical core.")
 @click.option("--no-install", is_flag=True, help="Fail if the model is not installed.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

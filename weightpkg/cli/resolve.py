@@ -9,6 +9,7 @@ import click
 
 from weightpkg import convert
 from weightpkg.cli.console import format_size, print_json, print_table
+from weightpkg.cli.kv_cache import ESTIMATED, kv_cache_option
 from weightpkg.cli.project_rules import project_rules
 from weightpkg.footprint import installed_needs
 from weightpkg.index import Index
@@ -30,7 +31,7 @@ from weightpkg.settings import Settings
     metavar="MACHINE",
     help="Choose for another machine: `cpu,16GiB`, or a file that `doctor --json` wrote.",
 )
-@click.option("--kv-cache", type=click.Choice(["float", "int8"]), default="float", show_default=True, help="What keys and values are kept as.")  # fmt: skip
+@kv_cache_option(ESTIMATED)
 @click.option("--context", type=click.IntRange(1), help="Tokens for which there must be memory.")
 @click.option(
     "--allow-license", "allowed", metavar="ID", multiple=True, help="Only these licenses."

@@ -12,6 +12,7 @@ import click
 from weightpkg.api import load
 from weightpkg.cli.chat import chat
 from weightpkg.cli.console import make_progress, print_json
+from weightpkg.cli.kv_cache import USED, kv_cache_option
 from weightpkg.cli.mirroring import mirror_options, settings_with
 from weightpkg.cli.tasks import answer, feed
 from weightpkg.cli.texts import read_stdin
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
 @click.option(
     "--device", default="auto", show_default=True, help="auto, cpu, gpu, npu, or a provider."
 )
-@click.option("--kv-cache", type=click.Choice(["float", "int8"]), default="float", show_default=True, help="Keep keys and values so: int8 takes a quarter of the memory.")  # fmt: skip
+@kv_cache_option(USED)
 @click.option("--threads", type=click.IntRange(0), default=0, help="0 for each physical core.")
 @click.option("--no-install", is_flag=True, help="Fail if the model is not installed.")
 @mirror_options

@@ -9,6 +9,7 @@ import click
 
 from weightpkg.api import ensure
 from weightpkg.cli.console import make_progress
+from weightpkg.cli.kv_cache import USED, kv_cache_option
 from weightpkg.errors import RunError
 from weightpkg.memory import KvCache
 from weightpkg.settings import Settings
@@ -26,7 +27,7 @@ _UNKNOWN = 4 * 1024**3  # where a system does not say what memory it has
 @click.option("--allow-origin", "origins", multiple=True, metavar="URL", help="Another site whose pages may ask; repeat for more.")  # fmt: skip
 @click.option("--rows", type=click.IntRange(1, 256), default=8, show_default=True, help="Answers of a model at once.")  # fmt: skip
 @click.option("--queue", type=click.IntRange(0, 10_000), default=32, show_default=True, help="Requests that may wait.")  # fmt: skip
-@click.option("--kv-cache", type=click.Choice(["float", "int8"]), default="float", show_default=True, help="Keep keys and values so: int8 takes a quarter of the memory.")  # fmt: skip
+@kv_cache_option(USED)
 @click.option("--threads", type=click.IntRange(0), default=0, help="0 for each physical core.")
 @click.option("--memory", type=click.FloatRange(min=0, min_open=True), metavar="GIB", help="For all loaded models; most of what there is if not given.")  # fmt: skip
 @click.option("--keep", type=click.IntRange(0), default=600, show_default=True, metavar="SECONDS", help="When a model that nobody asks leaves; 0 for never.")  # fmt: skip

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from weightpkg.cli.console import format_size, print_json
+from weightpkg.cli.kv_cache import ESTIMATED, kv_cache_option
 from weightpkg.errors import RunError
 from weightpkg.footprint import needs_of
 from weightpkg.memory import KvCache, Need
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 @click.command("show")
 @click.argument("name")
-@click.option("--kv-cache", type=click.Choice(["float", "int8"]), default="float", show_default=True, help="What keys and values are kept as.")  # fmt: skip
+@kv_cache_option(ESTIMATED)
 @click.option("--context", type=click.IntRange(1), help="Tokens for which memory is counted.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(name: str, kv_cache: KvCache, context: int | None, as_json: bool) -> None:
