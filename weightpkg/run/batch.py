@@ -18,14 +18,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import onnxruntime as ort
 
 from weightpkg.errors import RunError
+from weightpkg.run.buffers import wrap
 from weightpkg.run.generate import common_prefix
 from weightpkg.run.loading import ORT_ERRORS
 from weightpkg.run.session import cache_type
 
 if TYPE_CHECKING:
+    import onnxruntime as ort
     from numpy.typing import NDArray
 
     from weightpkg.run.session import ModelConfig
@@ -301,7 +302,7 @@ class Batch:
 
     def _bind_cache(self, binding: ort.IOBinding, first: int, last: int) -> None:
         for name, buffer in zip(self._cache.names, self._cache.buffers, strict=True):
-            value = _wrap(buffer[first:last])
+            value = wrap(buffer[first:last])
             binding.bind_ortvalue_input(f"past_key_values.{name}", value)
             binding.bind_ortvalue_output(f"present.{name}", value)
 
@@ -313,18 +314,13 @@ class Batch:
         logits: NDArray[np.float32],
     ) -> NDArray[np.float32]:
         """ids: (N, T), mask: (N, S), logits: (N, 1, V), which are filled -> (N, V)."""
-        binding.bind_ortvalue_input("input_ids", _wrap(ids))
-        binding.bind_ortvalue_input("attention_mask", _wrap(mask))
-        binding.bind_ortvalue_input("logits_to_keep", _wrap(self._keep))
-        binding.bind_ortvalue_output("logits", _wrap(logits))
+        binding.bind_ortvalue_input("input_ids", wrap(ids))
+        binding.bind_ortvalue_input("attention_mask", wrap(mask))
+        binding.bind_ortvalue_input("logits_to_keep", wrap(self._keep))
+        binding.bind_ortvalue_output("logits", wrap(logits))
         try:
             self._session.run_with_iobinding(binding)
         except ORT_ERRORS as error:
             raise RunError(f"the model failed after {mask.shape[1]:,} tokens: {error}") from error
         result: NDArray[np.float32] = logits[:, 0]
         return result
-
-
-def _wrap(array: NDArray[np.generic]) -> ort.OrtValue:
-    """Wrap an array without copying it; the array must live as long as it is bound."""
-    return ort.OrtValue.ortvalue_from_numpy(array)

@@ -162,10 +162,8 @@ def _is_by_row(node: NodeProto, made_by: Sequence[str]) -> bool:
     sizes = integers(node)
     if node.op_type not in _BY_ROW or not set(made_by) <= _MAKES_ROWS:
         return False
-    if sizes.get("transA") or sizes.get("axis", 0 if node.op_type == "Split" else -1) in {
-        0,
-        1,
-    }:
+    axis = sizes.get("axis", 0 if node.op_type == "Split" else -1)
+    if sizes.get("transA") or axis in {0, 1}:
         return False
     return "MatMul" not in node.op_type or len(made_by) == 1
 

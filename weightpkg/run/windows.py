@@ -31,9 +31,8 @@ METADATA = "weightpkg.windows"
 RESERVE = 256
 """Tokens that can be taken back at least, without computing all that was before them again."""
 
-_L2_CACHE_SIZE = (
-    191  # glibc's _SC_LEVEL2_CACHE_SIZE, which Python has no name for; onnxruntime asks for it
-)
+# glibc's _SC_LEVEL2_CACHE_SIZE, which Python has no name for; onnxruntime asks for it
+_L2_CACHE_SIZE = 191
 _USUAL_L2 = 1 << 20
 _LANES = 8  # values whose sums are taken together
 
