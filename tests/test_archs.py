@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -28,7 +29,7 @@ from weightpkg.errors import (
 )
 from weightpkg.formats.gguf import GGUFFile
 from weightpkg.progress import Silence
-from weightpkg.run import tuning
+from weightpkg.run import loading, tuning
 from weightpkg.run.model import Model
 
 if TYPE_CHECKING:
@@ -124,6 +125,19 @@ def test_rows_that_nobody_asked_for_are_left_out_of_the_last_layer(
         assert kept.keys() == past.keys()
         for part, values in past.items():
             np.testing.assert_array_equal(kept[part], values)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "falcon", "starcoder2"])
+def test_sums_stay_apart_from_norms_on_the_processor(
+    directories: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    loading.load_graph(directories[name], threads=1, cache=tmp_path)
+    (kept,) = tmp_path.iterdir()
+    content = loading.read_kept(kept)
+    assert content is not None
+    operators = Counter(node.op_type for node in loading.parse(content).graph.node)
+    assert operators["LayerNormalization"]
+    assert not operators["SkipLayerNormalization"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -189,15 +189,14 @@ def processes(source: Path, directory: Path, threads: int, rounds: int) -> dict[
 
 
 def serve(engine: str, source: Path, directory: Path, threads: int) -> None:
-    """Load an engine, warm it up, and measure once for each line of standard input."""
+    """Load an engine, and measure once for each line of standard input."""
     run = ENGINES[engine](source, directory, threads)
-    run()
     for _ in sys.stdin:
         print(json.dumps(run()), flush=True)
 
 
 def compare(source: Path, directory: Path, threads: int, rounds: int) -> dict[str, Figures]:
-    """Return the medians of each engine that is installed."""
+    """Return the medians of each engine that is installed; its first round only warms it up."""
     names = [name for name in ENGINES if importlib.util.find_spec(name)]
     command = [sys.executable, __file__, "--gguf", str(source), "--model", str(directory)]
     processes = {
@@ -210,12 +209,14 @@ def compare(source: Path, directory: Path, threads: int, rounds: int) -> dict[st
         for name in names
     }
     seen: dict[str, list[Figures]] = {name: [] for name in names}
-    for _ in range(rounds):
+    for i in range(rounds + 1):
         for name, process in processes.items():
             assert process.stdin is not None
             assert process.stdout is not None
             print("next", file=process.stdin, flush=True)
-            seen[name].append(json.loads(process.stdout.readline()))
+            figures = json.loads(process.stdout.readline())
+            if i:
+                seen[name].append(figures)
     for process in processes.values():
         process.communicate()
     return {

@@ -18,7 +18,7 @@ from typing import Literal
 from weightpkg.digest import Digest, hash_file
 from weightpkg.formats.checkpoint_files import is_checkpoint
 
-CONVERTER_VERSION = 2
+CONVERTER_VERSION = 3
 """Goes up with every change of the bytes that a conversion writes."""
 
 FORMATS = ("gguf", "safetensors", "onnx")

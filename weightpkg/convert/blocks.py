@@ -287,20 +287,11 @@ def add_layer_norm(
 
     norm: weight and bias, each (E,).
     """
+    if update is not None:
+        x = add(graph, x, update)
     gamma, beta = (graph.constant(part.dense(), part.name) for part in norm)
-    if update is None:
-        attributes = {"axis": -1, "epsilon": epsilon, "stash_type": 1}
-        (normed,) = graph.op("LayerNormalization", (x, gamma, beta), attributes=attributes)
-        return normed, x
-    name = f"{gamma}.output"
-    normed, total = graph.op(
-        "SkipLayerNormalization",
-        (x, update, gamma, beta),
-        outputs=(name, None, None, f"{name}.sum"),
-        domain=MICROSOFT,
-        attributes={"epsilon": epsilon},
-    )
-    return normed, total
+    attributes = {"axis": -1, "epsilon": epsilon, "stash_type": 1}
+    return graph.op("LayerNormalization", (x, gamma, beta), attributes=attributes)[0], x
 
 
 def add(graph: Graph, x: Value, update: Value) -> Value:

@@ -25,6 +25,7 @@ ACTIVATIONS = {"gelu": "BiasGelu", "gelu_new": "FastGelu", "gelu_pytorch_tanh": 
 """`hidden_act` to the operator that adds a bias and activates."""
 
 _SHAPE = ("batch_size", "sequence_length")
+_NORM = 2  # a norm's weight and bias
 
 
 class LayerSizes(Protocol):
@@ -215,16 +216,8 @@ def add_norm(
 
     vectors: the norm's weight, and perhaps its bias, each (E,).
     """
-    constants = [graph.constant(vector.dense(), vector.name) for vector in vectors]
-    name = f"{constants[0]}.output"
-    normed, total = graph.op(
-        "SkipLayerNormalization",
-        (x, update, *constants),
-        outputs=(name, None, None, f"{name}.sum"),
-        domain=blocks.MICROSOFT,
-        attributes={"epsilon": epsilon},
-    )
-    return normed, total
+    total = blocks.add(graph, x, update)
+    return norm(graph, total, vectors, epsilon), total
 
 
 def add_and_norm(
@@ -234,14 +227,10 @@ def add_and_norm(
 
     vectors: the norm's weight and bias, and perhaps a bias of y, each (E,).
     """
-    constants = [graph.constant(vector.dense(), vector.name) for vector in vectors]
-    (normed,) = graph.op(
-        "SkipLayerNormalization",
-        (y, x, *constants),
-        domain=blocks.MICROSOFT,
-        attributes={"epsilon": epsilon},
-    )
-    return normed
+    if len(vectors) > _NORM:
+        bias = vectors[_NORM]
+        y = blocks.add(graph, y, graph.constant(bias.dense(), bias.name))
+    return add_norm(graph, x, y, vectors[:_NORM], epsilon)[0]
 
 
 def norm(graph: Graph, x: Value, vectors: Sequence[Weight], epsilon: float) -> Value:

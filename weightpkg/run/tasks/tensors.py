@@ -19,7 +19,7 @@ import numpy as np
 import onnxruntime as ort
 
 from weightpkg.errors import RunError, shown
-from weightpkg.run.loading import ORT_ERRORS
+from weightpkg.run.loading import ORT_ERRORS, SLOW_ON_CPU
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -293,7 +293,12 @@ def open_session(path: Path, threads: int) -> ort.InferenceSession:
 def _opened(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
     providers = ["CPUExecutionProvider"]
     try:
-        return ort.InferenceSession(os.fspath(path.resolve()), options, providers=providers)
+        return ort.InferenceSession(
+            os.fspath(path.resolve()),
+            options,
+            providers=providers,
+            disabled_optimizers=SLOW_ON_CPU,
+        )
     except ORT_ERRORS as error:
         raise RunError(
             f"onnxruntime cannot load `{path}`: {_first_line(error)}",

@@ -32,7 +32,6 @@ MAX_CHARACTERS = 4 * 1024 * 1024
 
 # Measured by scripts/bench/embeddings.py; 4 rows of 128 tokens, say.
 BATCH_TOKENS = 512
-_MULTIPLE = 8
 
 _IDS, _MASK, _TYPES = "input_ids", "attention_mask", "token_type_ids"
 
@@ -136,9 +135,7 @@ class TextEncoder:
         order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
         start = 0
         while start < len(order):
-            width = -(-len(ids[order[start]]) // _MULTIPLE) * _MULTIPLE
-            if self.max_tokens is not None:
-                width = min(width, self.max_tokens)
+            width = len(ids[order[start]])
             end = start + max(1, tokens // width)
             rows = tuple(order[start:end])
             yield Batch(rows, self._feeds(rows, ids, encodings, width))
