@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _FIRST_CAPACITY = 512
 _LEAST_PIECE = 16  # fewer tokens at once are slower, one by one
 _MOST_PIECE = 512
-# what a piece of a prompt may take, while others wait for it, of the time of their own step
+# what a piece of a prompt may take, while as many others wait for it, of the time of their own step
 _PATIENCE = 1.5
 
 
@@ -193,7 +193,7 @@ class Batch:
         self._drop_cancelled()
         reading = [row for row in self._rows if row.rest and row.request]
         if reading:
-            self._read(min(reading, key=lambda row: row.used))
+            self._read(min(reading, key=lambda row: row.used), self._piece_size(len(reading)))
         if self._n_active:
             self._continue()
 
@@ -208,9 +208,9 @@ class Batch:
                     row.tokens.pop()  # which is not in the cache yet
                 self._end(row)
 
-    def _read(self, row: _Row) -> None:
+    def _read(self, row: _Row, size: int) -> None:
         """Read a piece of a row's prompt; at its end, the row is one of those to be continued."""
-        piece = row.rest[: self._piece_size()]
+        piece = row.rest[:size]
         start = time.perf_counter()
         try:
             logits = self._run_single(self._rows.index(row), len(row.tokens), piece)
@@ -225,10 +225,12 @@ class Batch:
             self._activate(row)
             self._choose(row, logits)
 
-    def _piece_size(self) -> int:
+    def _piece_size(self, n_reading: int) -> int:
+        """How many tokens to read: the more if more rows wait for theirs than are held up by it."""
         if not self._n_active or not self._token_s:
             return _MOST_PIECE
-        patient = int(_PATIENCE * self._step_s / self._token_s)
+        patience = _PATIENCE * max(1, n_reading / self._n_active)
+        patient = int(patience * self._step_s / self._token_s)
         return min(max(patient, _LEAST_PIECE), _MOST_PIECE)
 
     def _continue(self) -> None:
