@@ -26,6 +26,7 @@ import psutil
 import pytest
 
 from factories import tiny_llama
+from mirrors import MirrorDirectory, serve
 from weightpkg.api import ensure
 from weightpkg.convert.pipeline import convert
 from weightpkg.digest import Digest
@@ -220,6 +221,29 @@ def test_a_node_installs_the_same_bytes(chosen: Chosen, settings: Settings, tmp_
     assert record.conversion == chosen.place.conversion
 
 
+def mirror_of(chosen: Chosen, settings: Settings, root: Path) -> MirrorDirectory:
+    """A mirror of a model's files; where they came from is gone."""
+    assert isinstance(chosen.place, Installed)
+    mirror = MirrorDirectory(root)
+    for file in chosen.place.files:
+        mirror.blob(settings.store().blob_path(file.sha256).read_bytes())
+    mirror.finish()
+    for source in settings.index_dir.glob("*.gguf"):
+        source.unlink()
+    return mirror
+
+
+def test_a_node_takes_from_its_mirror(chosen: Chosen, settings: Settings, tmp_path: Path) -> None:
+    mirror = mirror_of(chosen, settings, tmp_path / "mirror")
+    with serve(mirror.root) as served:
+        mirrored = {"WEIGHTPKG_MIRROR": served.url, "WEIGHTPKG_MIRROR_ONLY": "1"}
+        directory = provide(chosen, elsewhere(settings, tmp_path / "node", **mirrored), SILENCE)
+        assert tree_digest(directory) == chosen.tree
+        assert served.wait_for("/blobs/sha256/")
+    with pytest.raises(FetchError):
+        provide(chosen, elsewhere(settings, tmp_path / "other", **mirrored), SILENCE)
+
+
 def test_a_node_that_cannot_have_a_model_says_so(
     chosen: Chosen, settings: Settings, tmp_path: Path
 ) -> None:
@@ -331,19 +355,19 @@ def short_directory() -> Iterator[Path]:
         yield Path(path)
 
 
-def command(directory: Path, home: Path, *arguments: str, **environ: str) -> dict[str, Any]:
-    python = [sys.executable, "-m", "weightpkg", "serve", str(directory), "--ray", "--port", "0"]
+def command(model: Path | str, home: Path, *arguments: str, **environ: str) -> dict[str, Any]:
+    python = [sys.executable, "-m", "weightpkg", "serve", str(model), "--ray", "--port", "0"]
     own = {"WEIGHTPKG_HOME": str(home), "WEIGHTPKG_API_KEY": KEY, "RAY_ADDRESS": ""}
     return {"args": [*python, *arguments], "env": {**os.environ, **own, **environ}, "text": True}
 
 
 @contextmanager
-def clustered(directory: Path, home: Path) -> Iterator[Cluster]:
+def clustered(directory: Path, home: Path, **environ: str) -> Iterator[Cluster]:
     cores = {"RAY_OVERRIDE_RESOURCES": '{"CPU": 3}'}  # to Ray that is a number, whatever there is
     options = ("--replicas", "2", "--rows", "2", "--queue", "4")
     with short_directory() as temporary, (temporary / "log").open("w+") as log:
         process = subprocess.Popen(
-            **command(directory, home, *options, TMPDIR=str(temporary), **cores),
+            **command(directory, home, *options, TMPDIR=str(temporary), **cores, **environ),
             stdout=subprocess.PIPE,
             stderr=log,
         )
@@ -399,20 +423,44 @@ def check_the_key_is_kept(cluster: Cluster) -> None:
     assert response.status_code == 403
 
 
-def joined(cluster: Cluster, directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Another command, which uses the same cluster and ends by itself."""
+def joining(cluster: Cluster, model: Path | str, home: Path, *arguments: str) -> dict[str, Any]:
+    """Another command, which uses the same cluster."""
     lines = [word for each in cluster.family() for word in each.cmdline()]
     address = next(w for w in lines if w.startswith("--gcs-address=")).partition("=")[2]
     token = next(cluster.temporary.glob("wp-*/token"))
-    named = command(
-        directory,
-        cluster.temporary / "home",
+    return command(
+        model,
+        home,
         *("--ray-address", address, *arguments),
         RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
         RAY_AUTH_MODE="token",
         RAY_AUTH_TOKEN_PATH=str(token),
     )
+
+
+def joined(cluster: Cluster, directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """One that ends by itself."""
+    named = joining(cluster, directory, cluster.temporary / "home", *arguments)
     return subprocess.run(**named, capture_output=True, timeout=120, check=False)
+
+
+def check_mirror(cluster: Cluster, chosen: Chosen, settings: Settings, node: Path) -> None:
+    """A replica of what only the command's own store has takes it from its node's mirror."""
+    assert isinstance(chosen.place, Installed)
+    assert not (node / "models" / str(chosen.place.conversion)).exists()
+    named = joining(cluster, chosen.name, settings.home)
+    named["env"] |= settings.environ
+    with subprocess.Popen(**named, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        url = process.stdout.readline().strip()
+        assert url, process.stderr.read()
+        key = {"Authorization": f"Bearer {KEY}"}
+        asked = {"model": chosen.name, "prompt": "Hello", "max_tokens": 8}
+        answer = httpx.post(f"{url}/v1/completions", json=asked, headers=key, timeout=60)
+        process.terminate()
+    assert answer.json()["usage"]["completion_tokens"]
+    assert tree_digest(node / "models" / str(chosen.place.conversion)) == chosen.tree
 
 
 def check_errors(cluster: Cluster, directory: Path, bad: Path) -> None:
@@ -482,8 +530,11 @@ def check_recovery(cluster: Cluster) -> None:
     until(lambda: cluster.who() not in before)
 
 
-def test_two_replicas(directory: Path, tmp_path: Path) -> None:
-    with clustered(directory, tmp_path / "home") as cluster:
+def test_two_replicas(directory: Path, tmp_path: Path, settings: Settings, chosen: Chosen) -> None:
+    mirror = mirror_of(chosen, settings, tmp_path / "mirror")
+    node = tmp_path / "node"
+    environ = {"WEIGHTPKG_MIRROR": str(mirror.root), "WEIGHTPKG_MIRROR_ONLY": "1"}
+    with clustered(directory, node, **environ) as cluster:
         assert [model.id for model in cluster.openai.models.list()] == [MODEL]
         until(lambda: len({cluster.who() for _ in range(8)}) == 2)
         parts = [part.choices[0] for part in cluster.stream(100)]
@@ -494,6 +545,7 @@ def test_two_replicas(directory: Path, tmp_path: Path) -> None:
         check_nobody_else_gets_in(cluster)
         check_the_key_is_kept(cluster)
         check_errors(cluster, directory, damaged(directory, tmp_path / "bad"))
+        check_mirror(cluster, chosen, settings, node)
         check_recovery(cluster)
 
         family = cluster.family()
