@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from onnx import GraphProto, ModelProto, NodeProto
 
-VERSION = 2
+VERSION = 3
 """Goes up with every change of what is made of a graph."""
 
 _VNNI = {"avx512-vnni", "avx-vnni", "amx-int8"}
