@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from factories import tiny_llama
+from factories import tiny_gemma3, tiny_llama
 from weightpkg.convert.pipeline import convert
 from weightpkg.digest import Digest
 from weightpkg.errors import RunError
 from weightpkg.progress import Silence
+from weightpkg.run import batch as batches
+from weightpkg.run import windows
 from weightpkg.run.batch import Batch
 from weightpkg.run.loading import load_graph
 from weightpkg.run.session import ModelConfig, Session
@@ -54,11 +56,22 @@ class Greedy:
         self.error = error
 
 
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", autouse=True)
+def small() -> Iterator[None]:
+    """Few places behind windows, so that a short text fills them many times."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(windows, "RESERVE", 12)
+        patch.setattr(windows, "second_level_cache", lambda: 8 * 32 * 16)
+        patch.setattr(batches, "_LATER_PIECE", 16)
+        patch.setattr(batches, "_LEAST_LOCAL", 64)
+        yield
+
+
+@pytest.fixture(scope="module", params=[tiny_llama, tiny_gemma3], ids=["whole", "windows"])
+def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model that does not round activations: else the last bits of a sum decide a step of 8 bits."""
     path = tmp_path_factory.mktemp("model")
-    source = tiny_llama(path / "tiny.gguf", context_length=CONTEXT)
+    source = request.param(path / "tiny.gguf", context_length=CONTEXT)
     (path / "onnx").mkdir()
     convert(source, DIGEST, path / "onnx", Silence())
     model = onnx.load(path / "onnx" / "model.onnx", load_external_data=False)
@@ -211,6 +224,40 @@ def test_a_prompt_goes_on_from_a_row_that_is_being_answered(
     finish(batch)
     assert_same(first, alone(first.prompt, 40))
     assert_same(second, alone(prompt, 10))
+
+
+def test_rows_of_windows_are_dropped_each_by_itself(new_batch: NewBatch, alone: Alone) -> None:
+    batch = new_batch(3)
+    requests = [Greedy(prompt_of(n, n), 300) for n in (5, 150, 60)]
+    for request in requests:
+        batch.add(request)
+        for _ in range(20):
+            batch.step()
+    for _ in range(200):
+        batch.step()
+    has_windows = batch._windows is not None
+    firsts = set(batch._cache.first)
+    assert (len(firsts) > 1 and min(firsts) > 100) if has_windows else firsts == {0}
+    later = Greedy([*requests[1].prompt, *requests[1].tokens[:100]], 40)
+    finish(batch)
+    batch.add(later)  # from a row of which the window's part is gone: all of it is read again
+    finish(batch)
+    for request in (*requests, later):
+        assert_same(request, alone(request.prompt, request.count))
+    sizes = {buffer.shape[2] for buffer in batch._cache.buffers}
+    assert sizes == ({64, 512} if has_windows else {512})
+
+
+def test_what_a_window_has_lost_is_not_gone_on_from(new_batch: NewBatch) -> None:
+    batch = new_batch(1)
+    first = Greedy(prompt_of(30, 1), 200)
+    batch.add(first)
+    finish(batch)
+    near = [*first.prompt, *first.tokens[:195], 7]
+    far = [*first.prompt, *first.tokens[:100], 7]
+    assert batch.add(Greedy(near, 1)) == 225
+    finish(batch)
+    assert batch.add(Greedy(far, 1)) == (0 if batch._windows is not None else 130)
 
 
 def test_a_cancelled_row_leaves_only_what_is_in_the_cache(

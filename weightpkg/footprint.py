@@ -65,8 +65,6 @@ def directory_need(
     directory: Path,
     context: int | None = None,
     kv_cache: KvCache = "float",
-    *,
-    has_windows: bool = True,
 ) -> Need:
     """Return what a model directory needs; one that is no text model has no cache.
 
@@ -74,13 +72,11 @@ def directory_need(
         directory: of the model.
         context: tokens; if not given, as `memory.estimate`.
         kv_cache: what keys and values are kept as.
-        has_windows: whether layers that see a window keep no more than that.
     """
     weights = sum(path.stat().st_size for pattern in _WEIGHTS for path in directory.glob(pattern))
     try:
         config = json.loads((directory / "genai_config.json").read_bytes())
-        windows = _windows(directory) if has_windows else []
-        return need_of_config(config, weights, context, kv_cache, windows)
+        return need_of_config(config, weights, context, kv_cache, _windows(directory))
     except (OSError, ValueError, AttributeError):
         return need_of(weights, None, 0, basis="installed")
 

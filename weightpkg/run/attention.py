@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from weightpkg.run.scales import Scales
 
-VERSION = 1
+VERSION = 2
 """Goes up with every change of what is made of a graph."""
 
 _POSITIONS, _SINKS = 9, 11  # inputs of GroupQueryAttention
@@ -51,7 +51,7 @@ def with_int8_cache(model: ModelProto, scales: Scales) -> bool:
 def with_window_caches(model: ModelProto) -> bool:
     """Let layers with a window have buffers that begin at `window_start`; return whether there are any.
 
-    For one sequence at a time: positions are counted back from the last one.
+    `window_start` is (B,). Positions are counted back from each row's last one: rows have no padding.
     """
     from onnx import TensorProto, helper  # noqa: PLC0415  only where a graph is changed
 
@@ -59,7 +59,7 @@ def with_window_caches(model: ModelProto) -> bool:
     local = [node for node in graph.node if _window(node) > 0]
     if not local:
         return False
-    graph.input.append(helper.make_tensor_value_info(START, TensorProto.INT32, [1]))
+    graph.input.append(helper.make_tensor_value_info(START, TensorProto.INT32, ["batch_size"]))
     names, nodes = {node.name for node in local}, []
     for node in graph.node:
         if node.name in names:
@@ -94,24 +94,30 @@ def _head_size(model: ModelProto, node: NodeProto) -> int:
 
 
 def _relative_lengths(node: NodeProto, constants: Constants) -> list[NodeProto]:
-    """Nodes that make lengths of the buffers from those of the text, and positions of the tokens."""
+    """Nodes that make lengths of the buffers from those of the text, and positions of the tokens.
+
+    last: (B,) -> window_last: (B,), window_total: its largest and 1, window_positions: (B, T).
+    """
     import numpy as np  # noqa: PLC0415  only where a graph is changed
     from onnx import TensorProto, helper  # noqa: PLC0415  the same
 
-    last, total = node.input[5:7]
-    one = constants.add("one", np.array(1, np.int64))
-    axis = constants.add("axis", np.array([0], np.int64))
+    last = node.input[5]
+    zero, one = (constants.add(f"{n}", np.array(n, np.int64)) for n in (0, 1))
+    one32 = constants.add("one32", np.array(1, np.int32))
+    axis = constants.add("axis", np.array([1], np.int64))
     make = helper.make_node
     return [
         make("Sub", [last, START], ["tuned.window_last"]),
-        make("Squeeze", [START, axis], ["tuned.window_first"]),
-        make("Sub", [total, "tuned.window_first"], ["tuned.window_total"]),
+        make("ReduceMax", ["tuned.window_last"], ["tuned.window_most"], keepdims=0),
+        make("Add", ["tuned.window_most", one32], ["tuned.window_total"]),
         make("Shape", ["input_ids"], ["tuned.window_shape"]),
         make("Gather", ["tuned.window_shape", one], ["tuned.window_count"]),
-        make("Cast", [total], ["tuned.window_end"], to=int(TensorProto.INT64)),
-        make("Sub", ["tuned.window_end", "tuned.window_count"], ["tuned.window_begin"]),
-        make("Range", ["tuned.window_begin", "tuned.window_end", one], ["tuned.window_places"]),
-        make("Unsqueeze", ["tuned.window_places", axis], ["tuned.window_positions"]),
+        make("Range", [zero, "tuned.window_count", one], ["tuned.window_places"]),
+        make("Cast", [last], ["tuned.window_end"], to=int(TensorProto.INT64)),
+        make("Sub", ["tuned.window_end", "tuned.window_count"], ["tuned.window_before"]),
+        make("Add", ["tuned.window_before", one], ["tuned.window_begin"]),
+        make("Unsqueeze", ["tuned.window_begin", axis], ["tuned.window_begins"]),
+        make("Add", ["tuned.window_begins", "tuned.window_places"], ["tuned.window_positions"]),
     ]
 
 

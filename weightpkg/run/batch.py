@@ -24,6 +24,7 @@ from weightpkg.run.buffers import wrap
 from weightpkg.run.generate import common_prefix
 from weightpkg.run.loading import ORT_ERRORS
 from weightpkg.run.session import cache_type
+from weightpkg.run.windows import START, Windows
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 _FIRST_CAPACITY = 512
 _LEAST_PIECE = 16  # fewer tokens at once are slower, one by one
 _MOST_PIECE = 512
+# what there is room for behind a window, and places in any case, as for one sequence
+_LATER_PIECE, _LEAST_LOCAL = 256, 1024
 # what a piece of a prompt may take, while as many others wait for it, of the time of their own step
 _PATIENCE = 1.5
 
@@ -76,18 +79,28 @@ class _Row:
 
 
 class Cache:
-    """Keys and values of several rows: for each layer and part (N, G, S, D), S growing."""
+    """Keys and values of several rows: for each layer and part (N, G, S, D), S growing.
 
-    def __init__(self, config: ModelConfig, n_rows: int, kind: type[np.generic]) -> None:
+    Where a layer sees a window only, S ends growing when there is room for that, what may be taken
+    back, and a piece of a prompt. first: (N,), the position that a row's first place there has.
+    """
+
+    def __init__(
+        self, config: ModelConfig, n_rows: int, kind: type[np.generic], windows: Windows | None
+    ) -> None:
         self._kind = kind
         self._config = config
         self._n_rows = n_rows
+        self._windows = windows
+        local = windows.layers if windows is not None else ()
         self.names = [f"{i}.{part}" for i in range(config.n_layers) for part in ("key", "value")]
+        self._is_local = [i in local for i in range(config.n_layers) for _ in ("key", "value")]
         self.buffers: list[NDArray[np.generic]] = []
-        self.capacity = 0
+        self.capacity = self._local_capacity = 0
+        self.first = np.zeros(n_rows, np.int32)
 
     def reserve(self, length: int, kept: Sequence[int]) -> bool:
-        """Make room for `length` tokens in each row; return whether the buffers are new ones.
+        """Make room for `length` tokens in each row; return whether there are new buffers.
 
         Pages are taken from the system as they are written: short rows cost what they have.
 
@@ -102,31 +115,81 @@ class Cache:
             return False
         capacity = max(_FIRST_CAPACITY, 1 << (length - 1).bit_length())
         capacity = min(capacity, self._config.context_length)
-        shape = (self._n_rows, self._config.n_kv_heads, capacity, self._config.head_size)
+        local = capacity
+        if self._windows is not None:
+            local = min(capacity, max(self._windows.rows(_LATER_PIECE), _LEAST_LOCAL))
         try:
-            fresh = [np.zeros(shape, self._kind) for _ in self.names]
+            fresh = [
+                self._buffer(i, local if each else capacity)
+                for i, each in enumerate(self._is_local)
+            ]
         except MemoryError as error:
             reason = f"not enough memory for {self._n_rows} rows of {capacity:,} tokens"
             raise RunError(reason, hint="fewer rows, or shorter prompts, take less") from error
-        for new, old in zip(fresh, self.buffers, strict=False):
-            for row, count in enumerate(kept):
-                new[row, :, :count] = old[row, :, :count]
-        self.buffers, self.capacity = fresh, capacity
+        for new, old, is_local in zip(fresh, self.buffers, self._is_local, strict=False):
+            for row, count in enumerate(kept if new is not old else ()):
+                part = self._part(row, count, is_local=is_local)
+                new[row, :, part] = old[row, :, part]
+        self.buffers, self.capacity, self._local_capacity = fresh, capacity, local
         return True
+
+    def _buffer(self, i: int, capacity: int) -> NDArray[np.generic]:
+        if self.buffers and self.buffers[i].shape[2] == capacity:
+            return self.buffers[i]
+        config = self._config
+        shape = (self._n_rows, config.n_kv_heads, capacity, config.head_size)
+        return np.zeros(shape, self._kind)
+
+    def _part(self, row: int, count: int, *, is_local: bool) -> slice:
+        """Where a row's first `count` tokens are in a buffer, as far as they are there."""
+        first = int(self.first[row]) if is_local else 0
+        return slice(0, max(0, count - first))
+
+    def usable(self, row: int, count: int) -> int:
+        """How many of a row's first `count` tokens a text can go on from: all, or none."""
+        if self._windows is None or self._windows.first_needed(count) >= self.first[row]:
+            return count
+        return 0
+
+    def make_room(self, row: int, n_tokens: int, step: int) -> int:
+        """Drop what no token sees any more, if a window's buffers are full.
+
+        Args:
+            row: of how many tokens it has keys and values, and how many more shall come.
+            n_tokens: how many it has.
+            step: how many more shall come.
+
+        Returns:
+            How many can come at once: `step`, or fewer.
+        """
+        if self._windows is None or n_tokens - self.first[row] + step <= self._local_capacity:
+            return step
+        old = int(self.first[row])
+        new = max(old, self._windows.first_kept(n_tokens))
+        for buffer, is_local in zip(self.buffers, self._is_local, strict=True):
+            if is_local:
+                buffer[row, :, : n_tokens - new] = buffer[row, :, new - old : n_tokens - old]
+        self.first[row] = new
+        return min(step, self._local_capacity - (n_tokens - new))
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Copy the first tokens of one row to another."""
-        for buffer in self.buffers:
-            buffer[target, :, :length] = buffer[source, :, :length]
+        self.first[target] = self.first[source]
+        for buffer, is_local in zip(self.buffers, self._is_local, strict=True):
+            part = self._part(source, length, is_local=is_local)
+            buffer[target, :, part] = buffer[source, :, part]
 
     def exchange(self, one: int, other: int, lengths: tuple[int, int]) -> None:
         """Let two rows, of so many tokens, change places."""
         if one == other:
             return
-        for buffer in self.buffers:
-            held = buffer[one, :, : lengths[0]].copy()
-            buffer[one, :, : lengths[1]] = buffer[other, :, : lengths[1]]
-            buffer[other, :, : lengths[0]] = held
+        for buffer, is_local in zip(self.buffers, self._is_local, strict=True):
+            its = self._part(one, lengths[0], is_local=is_local)
+            others = self._part(other, lengths[1], is_local=is_local)
+            held = buffer[one, :, its].copy()
+            buffer[one, :, others] = buffer[other, :, others]
+            buffer[other, :, its] = held
+        self.first[[one, other]] = self.first[[other, one]]
 
 
 class Batch:
@@ -142,7 +205,8 @@ class Batch:
         """
         self._session = session
         self._config = config
-        self._cache = Cache(config, n_rows, cache_type(session))
+        self._windows = Windows.parse(session.get_modelmeta().custom_metadata_map)
+        self._cache = Cache(config, n_rows, cache_type(session), self._windows)
         self._rows = [_Row() for _ in range(n_rows)]
         self._n_active = 0
         self._many, self._single = session.io_binding(), session.io_binding()
@@ -169,7 +233,8 @@ class Batch:
         """
         self._reserve(len(request.prompt) + 1)
         n_cached = [
-            common_prefix(self._in_cache(i), request.prompt) for i in range(len(self._rows))
+            self._cache.usable(i, common_prefix(self._in_cache(i), request.prompt))
+            for i in range(len(self._rows))
         ]
         free = [i for i, row in enumerate(self._rows) if row.request is None]
         place = max(free, key=lambda i: (n_cached[i], -self._rows[i].used))
@@ -179,6 +244,8 @@ class Batch:
             self._cache.copy(best, place, n_cached[best])
             row.tokens = self._rows[best].tokens[: n_cached[best]]
         count = max(n_cached)
+        if not count:
+            self._cache.first[place] = 0
         row.request, row.rest = request, list(request.prompt[count:])
         del row.tokens[count:]
         return count
@@ -210,10 +277,11 @@ class Batch:
 
     def _read(self, row: _Row, size: int) -> None:
         """Read a piece of a row's prompt; at its end, the row is one of those to be continued."""
-        piece = row.rest[:size]
+        place = self._rows.index(row)
+        piece = row.rest[: self._cache.make_room(place, len(row.tokens), min(size, len(row.rest)))]
         start = time.perf_counter()
         try:
-            logits = self._run_single(self._rows.index(row), len(row.tokens), piece)
+            logits = self._run_single(place, len(row.tokens), piece)
         except RunError as error:
             self._fail([row], error)
             return
@@ -289,7 +357,8 @@ class Batch:
         self._bind_cache(self._single, place, place + 1)
         mask = np.ones((1, n_past + len(tokens)), np.int64)
         ids = np.array([tokens], np.int64)
-        logits: NDArray[np.float32] = self._run(self._single, ids, mask, self._logits[:1])[0]
+        first = self._cache.first[place : place + 1]
+        logits: NDArray[np.float32] = self._run(self._single, ids, mask, first, self._logits[:1])[0]
         return logits
 
     def _run_many(self, rows: Sequence[_Row]) -> NDArray[np.float32]:
@@ -298,9 +367,12 @@ class Batch:
             self._bind_cache(self._many, 0, len(rows))
             self._bound = bound
         lengths = np.array([len(row.tokens) for row in rows])
+        for place, length in enumerate(lengths):
+            self._cache.make_room(place, int(length) - 1, 1)
         mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
         ids = np.array([row.tokens[-1:] for row in rows], np.int64)
-        return self._run(self._many, ids, mask, self._logits[: len(rows)])
+        first = self._cache.first[: len(rows)]
+        return self._run(self._many, ids, mask, first, self._logits[: len(rows)])
 
     def _bind_cache(self, binding: ort.IOBinding, first: int, last: int) -> None:
         for name, buffer in zip(self._cache.names, self._cache.buffers, strict=True):
@@ -313,12 +385,15 @@ class Batch:
         binding: ort.IOBinding,
         ids: NDArray[np.int64],
         mask: NDArray[np.int64],
+        first: NDArray[np.int32],
         logits: NDArray[np.float32],
     ) -> NDArray[np.float32]:
-        """ids: (N, T), mask: (N, S), logits: (N, 1, V), which are filled -> (N, V)."""
+        """ids: (N, T), mask: (N, S), first: (N,), logits: (N, 1, V), which are filled -> (N, V)."""
         binding.bind_ortvalue_input("input_ids", wrap(ids))
         binding.bind_ortvalue_input("attention_mask", wrap(mask))
         binding.bind_ortvalue_input("logits_to_keep", wrap(self._keep))
+        if self._windows is not None:
+            binding.bind_ortvalue_input(START, wrap(first))
         binding.bind_ortvalue_output("logits", wrap(logits))
         try:
             self._session.run_with_iobinding(binding)

@@ -95,7 +95,6 @@ def load_graph(
     threads: int = 0,
     cache: Path | None = None,
     scales: Scales | None = None,
-    is_single: bool = False,
     entries: Mapping[str, str] = MappingProxyType({}),
 ) -> Loaded:
     """Load `model.onnx` of a directory on the provider that is right for it.
@@ -106,7 +105,6 @@ def load_graph(
         threads: how many to compute with; 0 is one for each core that this process may use.
         cache: where graphs are kept that were made for this machine; None keeps nothing.
         scales: of keys and values in 8 bits; None keeps them as floats.
-        is_single: one sequence goes through it at a time, so that layers with a window need no more of it.
         entries: of onnxruntime's session configuration, that change how it computes and not what.
 
     Raises:
@@ -121,7 +119,7 @@ def load_graph(
     threads = threads or usable_cores()
     if scales is not None:
         require_int8_cache(decision.chosen)
-    make = _Maker(directory, decision.chosen, threads, scales, is_single=is_single, entries=entries)
+    make = _Maker(directory, decision.chosen, threads, scales, entries=entries)
     try:
         session = _from_cache(content, make, cache)
     except ORT_ERRORS as error:
@@ -163,14 +161,12 @@ class _Maker:
         threads: int,
         scales: Scales | None = None,
         *,
-        is_single: bool = False,
         entries: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._directory = directory.resolve()
         self._provider = provider
         self._threads = threads
         self._scales = scales
-        self._has_windows = is_single and provider.window_caches
         self._entries = entries
         self.is_other = provider.name != CPU
 
@@ -180,7 +176,7 @@ class _Maker:
         kept_as = self._scales.digest if self._scales else "float"
         parts = (
             *(ort.__version__, self._provider.name, platform.machine(), features),
-            *(tuning.VERSION, attention.VERSION, kept_as, self._has_windows),
+            *(tuning.VERSION, attention.VERSION, kept_as),
         )
         digest = hashlib.sha256(content)
         digest.update("\n".join(map(str, parts)).encode())
@@ -193,7 +189,7 @@ class _Maker:
             changes.append(tuning.with_half_attention)
         if not self.is_other and tuning.wants_float_prefill(this_cpu(), platform.machine()):
             changes.append(tuning.with_float_prefill)
-        if self._has_windows:
+        if self._provider.window_caches:
             changes.append(attention.with_window_caches)
         if self._scales is not None:
             changes.append(partial(attention.with_int8_cache, scales=self._scales))

@@ -119,7 +119,7 @@ class Session:
         self.tokens: list[int] = []
         self._directory = directory
         self._loaded = load_graph(
-            directory, device=device, threads=threads, cache=cache, scales=scales, is_single=True
+            directory, device=device, threads=threads, cache=cache, scales=scales
         )
         self._session = self._loaded.session
         self._binding = self._session.io_binding()

@@ -23,7 +23,7 @@ class Entry:
 
     def size(self, n_rows: int, context: int, kv_cache: KvCache = "float") -> int:
         """How many bytes it will need to answer `n_rows` of `context` tokens at once."""
-        need = directory_need(self.directory, context, kv_cache, has_windows=False)
+        need = directory_need(self.directory, context, kv_cache)
         return need.total + (n_rows - 1) * need.kv_cache
 
 
