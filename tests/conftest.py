@@ -6,12 +6,19 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from factories import index_page, tiny_llama
 from weightpkg.project import Project, lock
 from weightpkg.settings import Settings
 from weightpkg.store import Store
+
+# no test fails for being slow, as a machine may have other work
+hypothesis.settings.register_profile(
+    "unhurried", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("unhurried")
 
 
 @pytest.fixture(autouse=True)

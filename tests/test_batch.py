@@ -169,7 +169,7 @@ def test_the_cache_grows_while_rows_are_continued(new_batch: NewBatch, alone: Al
     assert_same(second, alone(second.prompt, 12))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     plan=st.lists(
         st.tuples(st.integers(1, 120), st.integers(1, 25), st.integers(0, 12), st.booleans()),

@@ -255,7 +255,7 @@ def test_a_bill_of_nothing(tmp_path: Path) -> None:
         write_spdx(make_bill([], TIME))
 
 
-@hypothesis_settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@hypothesis_settings(max_examples=15, suppress_health_check=list(HealthCheck))
 @given(lockfiles())
 def test_any_lockfile_has_a_valid_bill(lockfile: Lockfile) -> None:
     bill = make_bill([Subject(package=one) for one in lockfile.packages], None)

@@ -299,7 +299,7 @@ def test_a_damaged_base_is_found(locked: Project, settings: Settings, tmp_path: 
 @given(
     st.binary(max_size=20_000), st.integers(0, 20_000), st.binary(max_size=200), st.integers(0, 300)
 )
-@hypothesis_settings(max_examples=60, deadline=None)
+@hypothesis_settings(max_examples=60)
 def test_a_patch_makes_what_it_was_made_of(base: bytes, at: int, more: bytes, less: int) -> None:
     new = base[:at] + more + base[at + less :]
     patch = make_patch(io.BytesIO(base), len(base), io.BytesIO(new), len(new))

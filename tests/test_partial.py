@@ -329,9 +329,7 @@ def test_a_line_that_means_nothing_is_no_trouble(path: Path, row: object) -> Non
 GARBLED = st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=3)), max_size=4)
 
 
-@settings(
-    max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
-)
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(GARBLED)
 def test_a_garbled_journal_never_makes_it_wrong(
     tmp_path_factory: pytest.TempPathFactory, garbled: list[tuple[float, bytes]]

@@ -112,7 +112,7 @@ def test_error_is_near_the_least_that_any_scale_has() -> None:
         np.float32, (1, 32), elements=st.floats(-(2.0**120), 2.0**120, width=32, allow_nan=False)
     )
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_no_weight_is_off_by_more_than_two_steps(values: NDArray[np.float32]) -> None:
     for bits in BITS:
         blocks = quantize(values, LAYOUTS[bits])

@@ -8,7 +8,7 @@ from datetime import date
 from typing import TypeVar
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
@@ -311,11 +311,6 @@ def allowed(requirement: Requirement, rules: Rules, owner: Model, each: Release,
     )
 
 
-# drawing whole indexes takes long on a machine that is busy
-UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-
-
-@UNHURRIED
 @given(shelves, requirements, rule_sets)
 def test_resolution_is_sound_and_complete(
     shelf: tuple[Model, ...], requirement: Requirement, rules: Rules
@@ -347,7 +342,6 @@ def test_resolution_is_sound_and_complete(
         assert resolved.release.version == max(finals)
 
 
-@UNHURRIED
 @given(shelves, requirements, rule_sets, st.randoms(use_true_random=False))
 def test_resolution_does_not_depend_on_any_order(
     shelf: tuple[Model, ...], requirement: Requirement, rules: Rules, chance: random.Random

@@ -290,7 +290,7 @@ JSON_VALUES = st.recursive(
 
 
 @given(st.dictionaries(st.text(max_size=3), ENTRIES | JSON_VALUES, max_size=3), st.integers(0, 40))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_accepts_no_header_that_the_reference_refuses(entries: dict[str, Any], size: int) -> None:
     content = safetensors_file(entries, bytes(size))
     try:
@@ -301,7 +301,7 @@ def test_accepts_no_header_that_the_reference_refuses(entries: dict[str, Any], s
 
 
 @given(st.lists(st.tuples(st.sampled_from([*SAFETENSORS_TYPES]), st.lists(st.integers(0, 4), max_size=3)), max_size=4))  # fmt: skip
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_accepts_every_sound_file(kinds: list[tuple[str, list[int]]]) -> None:
     tensors = {}
     for i, (kind, shape) in enumerate(kinds):
@@ -312,7 +312,7 @@ def test_accepts_every_sound_file(kinds: list[tuple[str, list[int]]]) -> None:
 
 
 @given(st.binary(max_size=200))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_refuses_any_bytes_with_its_own_error(content: bytes) -> None:
     with pytest.raises(SafetensorsError):
         header(content)

@@ -206,7 +206,7 @@ def test_errors_are_those_of_openai(
             ask(server, **named, stream=is_streamed)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     path=st.sampled_from(["chat/completions", "completions", "embeddings"]),
     body=st.dictionaries(

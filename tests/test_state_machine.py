@@ -208,7 +208,6 @@ def test_any_order_of_anything_agrees_with_the_model() -> None:
         settings=settings(
             max_examples=1000 if os.environ.get("WEIGHTPKG_THOROUGH") else 150,
             stateful_step_count=30,
-            deadline=None,
             derandomize=True,
             suppress_health_check=list(HealthCheck),
         ),
