@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from factories import tiny_gemma3, tiny_llama
@@ -227,6 +228,21 @@ def test_a_model_without_windows_has_none(tmp_path: Path) -> None:
     assert session._windows is None
     session.forward([5, 6, 7])
     assert session.rewind(2) == 2
+
+
+@pytest.mark.parametrize("claim", ["", "{}", '{"size": -1, "layers": "all"}', "[" * 5000])
+def test_what_a_file_says_of_windows_is_not_believed(tmp_path: Path, claim: str) -> None:
+    source = tiny_llama(tmp_path / "tiny.gguf")
+    (tmp_path / "onnx").mkdir()
+    convert(source, DIGEST, tmp_path / "onnx", Silence())
+    path = tmp_path / "onnx" / "model.onnx"
+    model = onnx.load(path, load_external_data=False)
+    model.metadata_props.add(key=windows.METADATA, value=claim)
+    path.chmod(0o644)
+    path.write_bytes(model.SerializeToString())
+    session = Session(tmp_path / "onnx", ModelConfig.read(tmp_path / "onnx"), threads=1)
+    assert session._windows is None
+    session.forward([5, 6, 7])
 
 
 @pytest.mark.parametrize(

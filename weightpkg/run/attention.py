@@ -48,6 +48,16 @@ def with_int8_cache(model: ModelProto, scales: Scales) -> bool:
     return bool(kept)
 
 
+def without_claims(model: ModelProto) -> bool:
+    """Remove what a file says of windows' buffers, which only we make; return whether it did."""
+    kept = [each for each in model.metadata_props if each.key != METADATA]
+    has_claims = len(kept) < len(model.metadata_props)
+    if has_claims:
+        del model.metadata_props[:]
+        model.metadata_props.extend(kept)
+    return has_claims
+
+
 def with_window_caches(model: ModelProto) -> bool:
     """Let layers with a window have buffers that begin at `window_start`; return whether there are any.
 

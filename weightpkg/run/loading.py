@@ -184,7 +184,10 @@ class _Maker:
 
     def tuned(self, content: bytes) -> bytes:
         """Return a graph as this machine wants it."""
-        changes: list[Callable[[ModelProto], bool]] = [tuning.with_short_end]
+        changes: list[Callable[[ModelProto], bool]] = [
+            attention.without_claims,
+            tuning.with_short_end,
+        ]
         if self._provider.half_attention:
             changes.append(tuning.with_half_attention)
         if not self.is_other and tuning.wants_float_prefill(this_cpu(), platform.machine()):
