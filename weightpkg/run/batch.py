@@ -23,7 +23,7 @@ from weightpkg.errors import RunError
 from weightpkg.run.buffers import wrap
 from weightpkg.run.generate import common_prefix
 from weightpkg.run.loading import ORT_ERRORS
-from weightpkg.run.session import cache_type
+from weightpkg.run.session import cache_type, check_decoder
 from weightpkg.run.windows import START, Windows
 
 if TYPE_CHECKING:
@@ -202,7 +202,11 @@ class Batch:
             session: of its graph, whose inputs and outputs are on the CPU.
             config: its configuration.
             n_rows: how many requests at once.
+
+        Raises:
+            RunError: the graph is not what the configuration says.
         """
+        check_decoder(session, config)
         self._session = session
         self._config = config
         self._windows = Windows.parse(session.get_modelmeta().custom_metadata_map)

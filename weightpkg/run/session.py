@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from weightpkg.errors import RunError
+from weightpkg.errors import RunError, shown
 from weightpkg.run.buffers import Buffers, wrap
 from weightpkg.run.loading import MODEL_FILE, ORT_ERRORS, choose, load_graph
 from weightpkg.run.windows import START, Windows
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 # that of a piece times all tokens before it, so later pieces are smaller.
 _CHUNK, _LATER_CHUNK, _LATER = 512, 256, 1024
 _FIRST_CAPACITY = 512
-_MANIFEST = "weightpkg.toml"
+CONFIG, _MANIFEST = "genai_config.json", "weightpkg.toml"
+_LARGEST, _LONGEST = 1 << 24, (1 << 31) - 1  # sizes and contexts that are no mistake
 # where a provider keeps the cache; the others take it from the processor's memory
 _MEMORY = {"CUDAExecutionProvider": "cuda"}
 
@@ -53,7 +54,7 @@ class ModelConfig:
         Raises:
             RunError: there is none, or not of a decoder-only model.
         """
-        path = directory / "genai_config.json"
+        path = directory / CONFIG
         if _writes_no_text(directory, path.name):
             raise RunError(
                 "the model is not a text model: it writes no text",
@@ -65,18 +66,57 @@ class ModelConfig:
             decoder = model["decoder"]
             eos = model.get("eos_token_id", [])
             return cls(
-                vocab_size=int(model["vocab_size"]),
-                context_length=int(model["context_length"]),
-                n_layers=int(decoder["num_hidden_layers"]),
-                n_kv_heads=int(decoder["num_key_value_heads"]),
-                head_size=int(decoder["head_size"]),
-                eos_token_ids=tuple(eos) if isinstance(eos, list) else (int(eos),),
+                vocab_size=_size(model, "vocab_size"),
+                context_length=_size(model, "context_length", most=_LONGEST),
+                n_layers=_size(decoder, "num_hidden_layers"),
+                n_kv_heads=_size(decoder, "num_key_value_heads"),
+                head_size=_size(decoder, "head_size"),
+                eos_token_ids=tuple(map(int, eos if isinstance(eos, list) else [eos])),
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise RunError(
                 f"`{path}` is not a text model's configuration: {error}",
                 hint="`weightpkg verify` tells whether the model is damaged",
             ) from error
+
+
+def _size(fields: Mapping[str, Any], name: str, *, most: int = _LARGEST) -> int:
+    size = int(fields[name])
+    if not 0 < size <= most:
+        raise ValueError(f"`{name}` is {shown(f'{size:,}')}")
+    return size
+
+
+def check_decoder(session: ort.InferenceSession, config: ModelConfig) -> None:
+    """See that a graph is the decoder that its configuration says.
+
+    Raises:
+        RunError: an input or an output is missing, or has another size.
+    """
+    optional = session.get_overridable_initializers()  # `logits_to_keep` has a default
+    values = (*session.get_inputs(), *optional, *session.get_outputs())
+    found = {value.name: value.shape for value in values}
+    n_parts = sum(name.startswith("past_key_values.") for name in found)
+    if n_parts != 2 * config.n_layers:
+        raise _no_decoder(f"keeps keys and values of {n_parts // 2} layers, not {config.n_layers}")
+    cache = (None, config.n_kv_heads, None, config.head_size)
+    expected = dict.fromkeys(("input_ids", "attention_mask", "logits_to_keep"))
+    expected |= {"logits": (None, None, config.vocab_size)}
+    for name in _parts(range(config.n_layers)):
+        expected |= {f"past_key_values.{name}": cache, f"present.{name}": cache}
+    for name, sizes in expected.items():
+        if name not in found:
+            raise _no_decoder(f"has no `{name}`")
+        for size, its in zip(sizes or (), found[name], strict=False):
+            if size is not None and isinstance(its, int) and its != size:
+                raise _no_decoder(f"has `{name}` of the shape {found[name]}, where {size} belongs")
+
+
+def _no_decoder(reason: str) -> RunError:
+    return RunError(
+        f"`{MODEL_FILE}` is not the text model that `{CONFIG}` says: it {reason}",
+        hint="run here are decoders that weightpkg converted; others may run in onnxruntime-genai",
+    )
 
 
 def _writes_no_text(directory: Path, name: str) -> bool:
@@ -113,7 +153,8 @@ class Session:
             scales: of keys and values in 8 bits (`calibration`); None keeps them as floats.
 
         Raises:
-            RunError: the device cannot run it, onnxruntime refuses it, or there is not enough memory.
+            RunError: the device cannot run it, onnxruntime refuses it, it is not what the configuration
+                says, or there is not enough memory.
         """
         self.config = config
         self.tokens: list[int] = []
@@ -122,6 +163,7 @@ class Session:
             directory, device=device, threads=threads, cache=cache, scales=scales
         )
         self._session = self._loaded.session
+        check_decoder(self._session, config)
         self._binding = self._session.io_binding()
         self._windows = Windows.parse(self._session.get_modelmeta().custom_metadata_map)
         self._whole, self._local = self._buffers()
