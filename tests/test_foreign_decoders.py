@@ -15,9 +15,11 @@ from factories import tiny_llama
 from weightpkg.convert.pipeline import convert
 from weightpkg.digest import Digest
 from weightpkg.errors import RunError
+from weightpkg.footprint import directory_need
 from weightpkg.progress import Silence
 from weightpkg.run.batch import Batch
 from weightpkg.run.loading import load_graph
+from weightpkg.run.model import Model
 from weightpkg.run.session import ModelConfig, Session
 
 DIGEST = Digest("sha256", 64 * "0")
@@ -141,7 +143,12 @@ def test_refuses_a_graph_that_gives_logits_of_all_tokens(directory: Path) -> Non
     refuse(directory, "has no `logits_to_keep`")
 
 
-def test_refuses_a_configuration_of_endless_depth(directory: Path) -> None:
-    rewrite(directory / "genai_config.json", b'{"model": ' + b"[" * 200_000)
-    with pytest.raises(RunError, match="is not a text model's configuration"):
+@pytest.mark.parametrize("content", [b'{"a": ' + b"[" * 200_000, b"[]", b"\xff", b"", b'"model"'])
+def test_refuses_documents_that_are_none(directory: Path, content: bytes) -> None:
+    rewrite(directory / "tokenizer_config.json", content)
+    with pytest.raises(RunError, match=r"tokenizer_config\.json"):
+        Model(directory)
+    rewrite(directory / "genai_config.json", content)
+    with pytest.raises(RunError, match=r"genai_config\.json"):
         ModelConfig.read(directory)
+    assert directory_need(directory).kv_cache == 0

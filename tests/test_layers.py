@@ -41,7 +41,7 @@ ORDER = [
     "install", "verify", "repair", "settings", "enrolment", "seals", "locking", "project", "report",
     "syncing", "provenance", "publisher", "audit", "vouching", "bill", "bill.materials", "bill.cyclonedx", "bill.spdx",
     "mirror", "mirror.directory", "mirror.wanted", "mirror.making", "mirror.patching", "mirror.bundle_file", "mirror.bundle", "mirror.wheels", "run", "run.template_worker",
-    "run.template", "run.providers", "run.scales", "run.windows", "run.tuning", "run.attention", "run.loading", "run.buffers", "run.session", "run.sampling",
+    "run.template", "run.documents", "run.providers", "run.scales", "run.windows", "run.tuning", "run.attention", "run.loading", "run.buffers", "run.session", "run.sampling",
     "run.lookup", "run.constraint", "run.generate", "run.batch", "run.tokenizing", "run.calibration", "run.model", "run.benchmark", "run.tasks", "run.tasks.tensors",
     "run.tasks.arrays", "run.tasks.text", "run.tasks.labels", "run.tasks.embedding", "run.tasks.classification",
     "run.tasks.tagging", "run.tasks.filling", "run.tasks.images", "run.tasks.opening", "listening",

@@ -77,7 +77,7 @@ def directory_need(
     try:
         config = json.loads((directory / "genai_config.json").read_bytes())
         return need_of_config(config, weights, context, kv_cache, _windows(directory))
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return need_of(weights, None, 0, basis="installed")
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,10 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, Self
 
-from weightpkg.errors import RunError, TemplateError
+from weightpkg.errors import TemplateError
 from weightpkg.memory import KvCache
 from weightpkg.run.calibration import calibrated
 from weightpkg.run.constraint import Constraint, Grammars
+from weightpkg.run.documents import read_document
 from weightpkg.run.generate import FinishReason, Options, Statistics, generate
 from weightpkg.run.sampling import Sampling
 from weightpkg.run.session import ModelConfig, Session
@@ -278,11 +278,7 @@ class Model:
 
 def read_template(directory: Path) -> ChatTemplate | None:
     """Return the chat template of a model directory, None if it has none; RunError if it is broken."""
-    path = directory / "tokenizer_config.json"
-    try:
-        config: Mapping[str, object] = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise RunError(f"`{path}` cannot be read: {error}") from error
+    config = read_document(directory, "tokenizer_config.json", is_needed=True)
     source = config.get("chat_template")
     tokens = {k: v for k, v in config.items() if k.endswith("_token") and isinstance(v, str)}
     return ChatTemplate(source, tokens) if isinstance(source, str) else None

@@ -5,7 +5,6 @@ Buffers grow in steps as the text does; those of layers that see a window only u
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -17,6 +16,7 @@ import numpy as np
 
 from weightpkg.errors import RunError, shown
 from weightpkg.run.buffers import Buffers, wrap
+from weightpkg.run.documents import read_document
 from weightpkg.run.loading import MODEL_FILE, ORT_ERRORS, choose, load_graph
 from weightpkg.run.windows import START, Windows
 
@@ -61,8 +61,9 @@ class ModelConfig:
                 hint="in Python `weightpkg.path(NAME)` is the directory of its model.onnx; one that "
                 "makes vectors of texts has `sentence_embedding` there, and a tokenizer.json beside it",
             )
+        document = read_document(directory, CONFIG, is_needed=True)
         try:
-            model = json.loads(path.read_bytes())["model"]
+            model = document["model"]
             decoder = model["decoder"]
             eos = model.get("eos_token_id", [])
             return cls(
@@ -73,7 +74,7 @@ class ModelConfig:
                 head_size=_size(decoder, "head_size"),
                 eos_token_ids=tuple(map(int, eos if isinstance(eos, list) else [eos])),
             )
-        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        except (ValueError, LookupError, TypeError, OverflowError) as error:
             raise RunError(
                 f"`{path}` is not a text model's configuration: {error}",
                 hint="`weightpkg verify` tells whether the model is damaged",

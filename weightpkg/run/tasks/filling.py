@@ -11,8 +11,9 @@ import numpy as np
 
 from weightpkg.errors import RunError
 from weightpkg.progress import Progress, Silence
+from weightpkg.run.documents import read_document
 from weightpkg.run.tasks.labels import Labels, last_size
-from weightpkg.run.tasks.tensors import Held, read_document
+from weightpkg.run.tasks.tensors import Held
 from weightpkg.run.tasks.text import BATCH_TOKENS, Batch, TextModel
 
 if TYPE_CHECKING:

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from weightpkg.errors import RunError
+from weightpkg.run.documents import read_document
 from weightpkg.run.tasks.labels import Label, Labels, last_size
-from weightpkg.run.tasks.tensors import Held, TensorModel, read_document
+from weightpkg.run.tasks.tensors import Held, TensorModel
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from weightpkg.errors import RunError
-from weightpkg.run.tasks.tensors import read_document
+from weightpkg.run.documents import read_document
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, cast, get_args
 
 from weightpkg.errors import RunError
+from weightpkg.run.documents import read_document
 from weightpkg.run.tasks.embedding import OUTPUT
-from weightpkg.run.tasks.tensors import read_document
 
 if TYPE_CHECKING:
     from weightpkg.memory import KvCache

@@ -6,7 +6,6 @@ those dimensions that the model fixes. Dimensions that it only names, or does no
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -304,33 +303,6 @@ def _opened(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
             f"onnxruntime cannot load `{path}`: {_first_line(error)}",
             hint="`weightpkg verify` tells whether the model is damaged",
         ) from error
-
-
-# A tokenizer's configuration lists added tokens, one by one.
-_MAX_DOCUMENT = 16 * 1024 * 1024
-
-
-def read_document(directory: Path, name: str) -> dict[str, Any]:
-    """Return the fields of a JSON file of a model; none if there is no such file.
-
-    Raises:
-        RunError: the file is not JSON, no object, or too large.
-    """
-    path = directory / name
-    try:
-        if path.stat().st_size > _MAX_DOCUMENT:
-            raise RunError(f"`{path}` has more than {_MAX_DOCUMENT:,} bytes")
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(
-            f"`{path}` cannot be read: {error}",
-            hint="`weightpkg verify` tells whether the model is damaged",
-        ) from error
-    if not isinstance(value, dict):
-        raise RunError(f"`{path}` is not an object of JSON")
-    return value
 
 
 def _listed(specs: Iterable[TensorSpec]) -> str:

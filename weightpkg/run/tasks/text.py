@@ -19,7 +19,8 @@ import numpy as np
 
 from weightpkg.errors import RunError
 from weightpkg.progress import Progress
-from weightpkg.run.tasks.tensors import Array, TensorModel, read_document
+from weightpkg.run.documents import read_document
+from weightpkg.run.tasks.tensors import Array, TensorModel
 from weightpkg.run.tokenizing import read_tokenizer, tokenizing
 from weightpkg.survey import usable_cores
 
