@@ -418,6 +418,12 @@ def test_refuses_labels_that_do_not_fit(tmp_path: Path, table: Any) -> None:
         Labels.read(tmp_path, 2)
 
 
+def test_labels_are_not_made_up_without_end(tmp_path: Path) -> None:
+    assert len(Labels.read(tmp_path, 1000).names) == 1000
+    with pytest.raises(RunError, match="does not have 1000000000000 labels"):
+        Labels.read(tmp_path, 10**12)
+
+
 # Spans
 
 

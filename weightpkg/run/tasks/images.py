@@ -105,7 +105,7 @@ class Preparation:
             raise RunError(f"`{path}` is missing: how a picture is made ready is not known")
         try:
             return cls._of(fields)
-        except (KeyError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError, OverflowError) as error:
             raise RunError(f"`{path}` says what is not handled: {error}") from error
 
     @classmethod

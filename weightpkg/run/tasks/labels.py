@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Scoring = Literal["softmax", "sigmoid", "none"]
 
+_MOST = 1 << 20  # labels that are made up where a model has no names for them
+
 
 @dataclass(frozen=True, slots=True)
 class Label:
@@ -58,7 +60,7 @@ class Labels:
         path = directory / "config.json"
         fields = read_document(directory, path.name)
         table = fields.get("id2label")
-        if table is None and count:
+        if table is None and count and count <= _MOST:
             table = {str(i): f"LABEL_{i}" for i in range(count)}
         names = _names(table)
         if names is None or (count is not None and len(names) != count):
