@@ -175,7 +175,7 @@ def test_a_text_model_without_its_configuration_is_damaged(tmp_path: Path) -> No
     manifest = {"files": [{"path": "genai_config.json"}]}
     lines = [f"[[files]]\npath = {json.dumps(row['path'])}\n" for row in manifest["files"]]
     (tmp_path / "weightpkg.toml").write_text("".join(lines))
-    with pytest.raises(RunError, match="is not a text model's configuration"):
+    with pytest.raises(RunError, match=r"genai_config\.json` cannot be read: No such file"):
         Model(tmp_path)
 
 
