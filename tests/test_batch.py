@@ -17,8 +17,7 @@ from weightpkg.convert.pipeline import convert
 from weightpkg.digest import Digest
 from weightpkg.errors import RunError
 from weightpkg.progress import Silence
-from weightpkg.run import batch as batches
-from weightpkg.run import windows
+from weightpkg.run import buffers, windows
 from weightpkg.run.batch import Batch
 from weightpkg.run.loading import load_graph
 from weightpkg.run.session import ModelConfig, Session
@@ -62,8 +61,8 @@ def small() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(windows, "RESERVE", 12)
         patch.setattr(windows, "second_level_cache", lambda: 8 * 32 * 16)
-        patch.setattr(batches, "_LATER_PIECE", 16)
-        patch.setattr(batches, "_LEAST_LOCAL", 64)
+        patch.setattr(buffers, "LATER_PIECE", 16)
+        patch.setattr(buffers, "LEAST_LOCAL", 64)
         yield
 
 

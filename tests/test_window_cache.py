@@ -20,7 +20,7 @@ from weightpkg.errors import RunError
 from weightpkg.footprint import _windows, directory_need
 from weightpkg.memory import cache_size
 from weightpkg.progress import Silence
-from weightpkg.run import attention, loading, windows
+from weightpkg.run import attention, buffers, loading, windows
 from weightpkg.run import session as sessions
 from weightpkg.run.buffers import Buffers
 from weightpkg.run.calibration import calibrated
@@ -49,9 +49,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(windows, "RESERVE", 12)
     monkeypatch.setattr(windows, "second_level_cache", lambda: 8 * 32 * 16)
     monkeypatch.setattr(sessions, "_CHUNK", 16)
-    monkeypatch.setattr(sessions, "_LATER_CHUNK", 16)
-    monkeypatch.setattr(sessions, "_LATER", 16)
-    monkeypatch.setattr(sessions, "_FIRST_CAPACITY", 16)
+    monkeypatch.setattr(buffers, "LATER_PIECE", 16)
+    monkeypatch.setattr(buffers, "LEAST_LOCAL", 16)
+    monkeypatch.setattr(buffers, "FIRST_CAPACITY", 16)
 
 
 def tokens_of(config: ModelConfig, count: int, seed: int = 0) -> list[int]:
@@ -203,7 +203,7 @@ def test_every_architecture_with_windows_is_the_same(
     monkeypatch.setattr(windows, "RESERVE", 4)
     monkeypatch.setattr(windows.Windows, "block", 8)
     monkeypatch.setattr(sessions, "_CHUNK", 5)
-    monkeypatch.setattr(sessions, "_LATER_CHUNK", 5)
+    monkeypatch.setattr(buffers, "LATER_PIECE", 5)
     TinyCheckpoint.read(name).write(tmp_path / "source", "F32")
     convert_checkpoint(tmp_path / "source", tmp_path / "onnx")
     pair = Pair(tmp_path / "onnx", monkeypatch)

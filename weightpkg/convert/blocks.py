@@ -280,18 +280,23 @@ def add_rms_norm(
     return normed, total
 
 
+def layer_norm(graph: Graph, x: Value, vectors: Sequence[Weight], epsilon: float) -> Value:
+    """x: (B, T, E) -> (B, T, E), of mean 0 and variance 1 over E, times a weight, plus perhaps a bias."""
+    constants = [graph.constant(vector.dense(), vector.name) for vector in vectors]
+    attributes = {"axis": -1, "epsilon": epsilon}
+    return graph.op("LayerNormalization", (x, *constants), attributes=attributes)[0]
+
+
 def add_layer_norm(
-    graph: Graph, x: Value, update: Value | None, norm: tuple[Weight, Weight], epsilon: float
+    graph: Graph, x: Value, update: Value | None, vectors: Sequence[Weight], epsilon: float
 ) -> tuple[Value, Value]:
     """x, update: (B, T, E) -> layer_norm(x + update), x + update; with no update, of x alone.
 
-    norm: weight and bias, each (E,).
+    vectors: the norm's weight, and perhaps its bias, each (E,).
     """
     if update is not None:
         x = add(graph, x, update)
-    gamma, beta = (graph.constant(part.dense(), part.name) for part in norm)
-    attributes = {"axis": -1, "epsilon": epsilon, "stash_type": 1}
-    return graph.op("LayerNormalization", (x, gamma, beta), attributes=attributes)[0], x
+    return layer_norm(graph, x, vectors, epsilon), x
 
 
 def add(graph: Graph, x: Value, update: Value) -> Value:

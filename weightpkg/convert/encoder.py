@@ -209,17 +209,6 @@ def rotation(graph: Graph, frequencies: NDArray[np.float64], limit: int) -> rota
     return rotary.Rotation(cos, sin, graph.constant(np.array([0], np.int64), "first"))
 
 
-def add_norm(
-    graph: Graph, x: Value, update: Value, vectors: Sequence[Weight], epsilon: float
-) -> tuple[Value, Value]:
-    """x, update: (B, T, E) -> norm(x + update), x + update.
-
-    vectors: the norm's weight, and perhaps its bias, each (E,).
-    """
-    total = blocks.add(graph, x, update)
-    return norm(graph, total, vectors, epsilon), total
-
-
 def add_and_norm(
     graph: Graph, y: Value, x: Value, vectors: Sequence[Weight], epsilon: float
 ) -> Value:
@@ -230,11 +219,4 @@ def add_and_norm(
     if len(vectors) > _NORM:
         bias = vectors[_NORM]
         y = blocks.add(graph, y, graph.constant(bias.dense(), bias.name))
-    return add_norm(graph, x, y, vectors[:_NORM], epsilon)[0]
-
-
-def norm(graph: Graph, x: Value, vectors: Sequence[Weight], epsilon: float) -> Value:
-    """x: (B, T, E) -> (B, T, E), of mean 0 and variance 1 over E, times a weight, plus perhaps a bias."""
-    constants = [graph.constant(vector.dense(), vector.name) for vector in vectors]
-    attributes = {"axis": -1, "epsilon": epsilon}
-    return graph.op("LayerNormalization", (x, *constants), attributes=attributes)[0]
+    return blocks.add_layer_norm(graph, x, y, vectors[:_NORM], epsilon)[0]

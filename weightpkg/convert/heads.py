@@ -194,7 +194,7 @@ def _dense(graph: Graph, x: Value, weights: Weights, layout: HeadLayout, width: 
         return x
     parts = ("weight", "bias") if layout.has_norm_bias else ("weight",)
     vectors = [weights.take(f"{layout.norm}.{part}", (width,)) for part in parts]
-    return encoder.norm(graph, x, vectors, layout.epsilon)
+    return blocks.layer_norm(graph, x, vectors, layout.epsilon)
 
 
 def _product(

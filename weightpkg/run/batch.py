@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from weightpkg.errors import RunError
-from weightpkg.run.buffers import wrap
+from weightpkg.run.buffers import capacities, wrap
 from weightpkg.run.generate import common_prefix
 from weightpkg.run.loading import ORT_ERRORS
-from weightpkg.run.session import cache_type, check_decoder
+from weightpkg.run.session import cache_type, check_decoder, part_names
 from weightpkg.run.windows import START, Windows
 
 if TYPE_CHECKING:
@@ -32,11 +32,8 @@ if TYPE_CHECKING:
 
     from weightpkg.run.session import ModelConfig
 
-_FIRST_CAPACITY = 512
 _LEAST_PIECE = 16  # fewer tokens at once are slower, one by one
 _MOST_PIECE = 512
-# what there is room for behind a window, and places in any case, as for one sequence
-_LATER_PIECE, _LEAST_LOCAL = 256, 1024
 # what a piece of a prompt may take, while as many others wait for it, of the time of their own step
 _PATIENCE = 1.5
 
@@ -92,15 +89,15 @@ class Cache:
         self._config = config
         self._n_rows = n_rows
         self._windows = windows
-        local = windows.layers if windows is not None else ()
-        self.names = [f"{i}.{part}" for i in range(config.n_layers) for part in ("key", "value")]
-        self._is_local = [i in local for i in range(config.n_layers) for _ in ("key", "value")]
+        self.names = part_names(range(config.n_layers))
+        local_names = set(part_names(windows.layers if windows is not None else ()))
+        self._is_local = [name in local_names for name in self.names]
         self.buffers: list[NDArray[np.generic]] = []
         self.capacity = self._local_capacity = 0
         self.first = np.zeros(n_rows, np.int32)
 
-    def reserve(self, length: int, kept: Sequence[int]) -> bool:
-        """Make room for `length` tokens in each row; return whether there are new buffers.
+    def reserve(self, length: int, kept: Sequence[int]) -> None:
+        """Make room for `length` tokens in each row.
 
         Pages are taken from the system as they are written: short rows cost what they have.
 
@@ -112,12 +109,8 @@ class Cache:
             RunError: there is not enough memory; nothing has changed.
         """
         if length <= self.capacity:
-            return False
-        capacity = max(_FIRST_CAPACITY, 1 << (length - 1).bit_length())
-        capacity = min(capacity, self._config.context_length)
-        local = capacity
-        if self._windows is not None:
-            local = min(capacity, max(self._windows.rows(_LATER_PIECE), _LEAST_LOCAL))
+            return
+        capacity, local = capacities(length, self._config.context_length, self._windows)
         try:
             fresh = [
                 self._buffer(i, local if each else capacity)
@@ -131,7 +124,6 @@ class Cache:
                 part = self._part(row, count, is_local=is_local)
                 new[row, :, part] = old[row, :, part]
         self.buffers, self.capacity, self._local_capacity = fresh, capacity, local
-        return True
 
     def _buffer(self, i: int, capacity: int) -> NDArray[np.generic]:
         if self.buffers and self.buffers[i].shape[2] == capacity:

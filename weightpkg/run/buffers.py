@@ -14,6 +14,24 @@ import onnxruntime as ort
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from weightpkg.run.windows import Windows
+
+
+FIRST_CAPACITY = 512
+LATER_PIECE, LEAST_LOCAL = 256, 1024
+"""Tokens of a piece of a prompt behind a window, and rows that there are in any case."""
+
+
+def capacities(length: int, context: int, windows: Windows | None) -> tuple[int, int]:
+    """Return how many rows buffers get for a text of so many tokens, and those of layers with a window.
+
+    The next power of two, at most the whole context, so that buffers seldom grow.
+    """
+    capacity = min(max(FIRST_CAPACITY, 1 << (length - 1).bit_length()), context)
+    if windows is None:
+        return capacity, capacity
+    return capacity, min(capacity, max(windows.rows(LATER_PIECE), LEAST_LOCAL))
+
 
 class Buffers:
     """Those of some layers: for each layer and part (1, G, S, D), of which row 0 has position `first`."""

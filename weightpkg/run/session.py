@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from weightpkg.errors import RunError, shown
+from weightpkg.run import buffers
 from weightpkg.run.buffers import Buffers, wrap
 from weightpkg.run.documents import read_document
 from weightpkg.run.loading import MODEL_FILE, ORT_ERRORS, choose, load_graph
@@ -28,8 +29,7 @@ if TYPE_CHECKING:
 
 # Prompts enter in pieces: enough tokens for full speed, and memory stays bounded. Attention's own is
 # that of a piece times all tokens before it, so later pieces are smaller.
-_CHUNK, _LATER_CHUNK, _LATER = 512, 256, 1024
-_FIRST_CAPACITY = 512
+_CHUNK = 512
 CONFIG, _MANIFEST = "genai_config.json", "weightpkg.toml"
 _LARGEST, _LONGEST = 1 << 24, (1 << 31) - 1  # sizes and contexts that are no mistake
 # where a provider keeps the cache; the others take it from the processor's memory
@@ -103,7 +103,7 @@ def check_decoder(session: ort.InferenceSession, config: ModelConfig) -> None:
     cache = (None, config.n_kv_heads, None, config.head_size)
     expected = dict.fromkeys(("input_ids", "attention_mask", "logits_to_keep"))
     expected |= {"logits": (None, None, config.vocab_size)}
-    for name in _parts(range(config.n_layers)):
+    for name in part_names(range(config.n_layers)):
         expected |= {f"past_key_values.{name}": cache, f"present.{name}": cache}
     for name, sizes in expected.items():
         if name not in found:
@@ -209,9 +209,9 @@ class Session:
         Where a layer sees a window, older ones may be gone.
         """
         parts: dict[str, NDArray[np.generic]] = {}
-        for buffers in (self._whole, self._local):
-            parts |= buffers.rows(len(self.tokens) - buffers.first)
-        yield from (parts[name] for name in _parts(range(self.config.n_layers)))
+        for each in (self._whole, self._local):
+            parts |= each.rows(len(self.tokens) - each.first)
+        yield from (parts[name] for name in part_names(range(self.config.n_layers)))
 
     def _buffers(self) -> tuple[Buffers, Buffers]:
         """Those of layers that see all of the text, and those of layers that see a window."""
@@ -221,7 +221,8 @@ class Session:
         kind = cache_type(self._session)
         place = _MEMORY.get(self.provider, "cpu")
         one, other = (
-            Buffers(self._binding, _parts(layers), sizes, kind, place) for layers in (whole, local)
+            Buffers(self._binding, part_names(layers), sizes, kind, place)
+            for layers in (whole, local)
         )
         return one, other
 
@@ -261,7 +262,8 @@ class Session:
         self._reserve(total)
         start = 0
         while start < len(tokens):
-            end = start + (_CHUNK if len(self.tokens) + _CHUNK <= _LATER else _LATER_CHUNK)
+            is_early = len(self.tokens) + _CHUNK <= buffers.LEAST_LOCAL
+            end = start + (_CHUNK if is_early else buffers.LATER_PIECE)
             if end > len(tokens) - keep:  # all that are kept are of one piece
                 end = len(tokens)
             self._keep_logits(keep if end == len(tokens) else 1)
@@ -292,14 +294,10 @@ class Session:
         self.tokens.extend(tokens)
 
     def _reserve(self, length: int) -> None:
-        """Make room for `length` tokens: the next power of two, at most the whole context."""
+        """Make room for `length` tokens."""
         if length <= self._capacity:
             return
-        capacity = max(_FIRST_CAPACITY, 1 << (length - 1).bit_length())
-        capacity = min(capacity, self.config.context_length)
-        local = capacity
-        if self._windows is not None:
-            local = min(capacity, max(self._windows.rows(_LATER_CHUNK), _LATER))
+        capacity, local = buffers.capacities(length, self.config.context_length, self._windows)
         self._resize(self._whole, capacity)
         if local > self._local.capacity:
             self._resize(self._local, local)
@@ -323,9 +321,9 @@ class Session:
             self._resize(self._local, n_rows + step)
         self._start[0] = self._local.first
 
-    def _resize(self, buffers: Buffers, capacity: int) -> None:
+    def _resize(self, its: Buffers, capacity: int) -> None:
         try:
-            buffers.resize(capacity, len(self.tokens) - buffers.first)
+            its.resize(capacity, len(self.tokens) - its.first)
         except ORT_ERRORS as error:
             self._forget()
             raise RunError(f"not enough memory for a context of {capacity:,} tokens") from error
@@ -337,7 +335,8 @@ class Session:
         self.tokens.clear()
 
 
-def _parts(layers: Iterable[int]) -> list[str]:
+def part_names(layers: Iterable[int]) -> list[str]:
+    """Return what the caches of layers are called, keys and values of each in turn."""
     return [f"{i}.{part}" for i in layers for part in ("key", "value")]
 
 

@@ -196,4 +196,4 @@ def _embeddings(graph: Graph, ids: Value, weights: Weights, config: Config) -> V
         (x,) = graph.op("Add", (x, kinds))
     (x,) = graph.op("Add", (x, places))
     norm = weights.take_norm("embeddings.LayerNorm", width)
-    return encoder.norm(graph, x, norm, config.layer_norm_eps)
+    return blocks.layer_norm(graph, x, norm, config.layer_norm_eps)

@@ -150,4 +150,4 @@ def _embeddings(graph: Graph, ids: Value, weights: Weights, config: Config) -> V
     places = blocks.embedding(graph, encoder.positions(graph, ids), positions)  # (T, E)
     (x,) = graph.op("Add", (words, places))
     norm = weights.take_norm("embeddings.LayerNorm", width)
-    return encoder.norm(graph, x, norm, config.layer_norm_eps)
+    return blocks.layer_norm(graph, x, norm, config.layer_norm_eps)

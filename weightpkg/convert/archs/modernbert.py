@@ -186,7 +186,7 @@ def build(graph: Graph, weights: Weights, config: Config) -> tuple[Value, Value]
     name = "embeddings.tok_embeddings.weight"
     words = encoder.table(graph, weights, name, (config.vocab_size, width))
     x = blocks.embedding(graph, ids, words)
-    x = encoder.norm(graph, x, _norm(weights, "embeddings.norm", config), config.norm_eps)
+    x = blocks.layer_norm(graph, x, _norm(weights, "embeddings.norm", config), config.norm_eps)
     seen, shared = encoder.seen_tokens(graph, mask), _shared(graph, ids, config)
     update: Value | None = None
     for i, is_global in enumerate(config.is_global):
@@ -195,7 +195,7 @@ def build(graph: Graph, weights: Weights, config: Config) -> tuple[Value, Value]
         x, update = _layer(graph, x, update, weights, config, f"layers.{i}.", attention)
     assert update is not None  # noqa: S101  there is a layer
     norm = _norm(weights, "final_norm", config)
-    x, _ = encoder.add_norm(graph, x, update, norm, config.norm_eps)
+    x, _ = blocks.add_layer_norm(graph, x, update, norm, config.norm_eps)
     return encoder.output_hidden_state(graph, x, width), mask
 
 
@@ -257,10 +257,10 @@ def _layer(
     normed = x
     if update is not None:
         norm = _norm(weights, f"{prefix}attn_norm", config)
-        normed, x = encoder.add_norm(graph, x, update, norm, config.norm_eps)
+        normed, x = blocks.add_layer_norm(graph, x, update, norm, config.norm_eps)
     attended = _attend(graph, normed, weights, config, f"{prefix}attn.", attention)
     norm = _norm(weights, f"{prefix}mlp_norm", config)
-    normed, x = encoder.add_norm(graph, x, attended, norm, config.norm_eps)
+    normed, x = blocks.add_layer_norm(graph, x, attended, norm, config.norm_eps)
 
     width, inner, has_bias = config.hidden_size, config.intermediate_size, config.mlp_bias
     both = _project(graph, normed, weights, f"{prefix}mlp.Wi", (2 * inner, width), has_bias)

@@ -252,7 +252,7 @@ def _embeddings(graph: Graph, ids: Value, weights: Weights, config: Config) -> V
         kinds = encoder.segments(graph, weights, config.type_vocab_size, width)
         (x,) = graph.op("Add", (x, kinds))
     norm = weights.take_norm("embeddings.LayerNorm", width)
-    return encoder.norm(graph, x, norm, config.layer_norm_eps)
+    return blocks.layer_norm(graph, x, norm, config.layer_norm_eps)
 
 
 def _layer(

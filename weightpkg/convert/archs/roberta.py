@@ -150,7 +150,7 @@ def _embeddings(graph: Graph, ids: Value, weights: Weights, config: Config) -> V
     (x,) = graph.op("Add", (words, kinds))
     (x,) = graph.op("Add", (x, places))
     norm = weights.take_norm("embeddings.LayerNorm", width)
-    return encoder.norm(graph, x, norm, config.layer_norm_eps)
+    return blocks.layer_norm(graph, x, norm, config.layer_norm_eps)
 
 
 def _positions(graph: Graph, ids: Value, padding: int) -> Value:
