@@ -326,6 +326,32 @@ def test_a_prompt_that_memory_does_not_hold_leaves_the_others(
     assert_same(first, alone(first.prompt, 20))
 
 
+def test_rows_that_memory_does_not_move_are_told_and_the_next_work(
+    new_batch: NewBatch, alone: Alone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stuck(np.ndarray):
+        def __setitem__(self, *_: object) -> None:
+            raise MemoryError
+
+    batch = new_batch(1)
+    has_windows = batch._windows is not None  # else nothing is ever moved
+    for length in (40, 200):  # while it is continued, and while its prompt is read
+        request = Greedy(prompt_of(length, length), 100)
+        batch.add(request)
+        batch.step()
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                batch._cache, "buffers", [each.view(Stuck) for each in batch._cache.buffers]
+            )
+            finish(batch)
+        assert ("not enough memory after" in str(request.error)) is has_windows
+        assert len(request.tokens) < 100 or not has_windows
+    again = Greedy(prompt_of(20, 3), 10)
+    assert batch.add(again) == 0
+    finish(batch)
+    assert_same(again, alone(again.prompt, 10))
+
+
 def no_memory(*_: object) -> NDArray[np.float32]:
     raise MemoryError
 

@@ -153,14 +153,20 @@ class Cache:
 
         Returns:
             How many can come at once: `step`, or fewer.
+
+        Raises:
+            RunError: there is not enough memory to move rows; what the row has is lost.
         """
         if self._windows is None or n_tokens - self.first[row] + step <= self._local_capacity:
             return step
         old = int(self.first[row])
         new = max(old, self._windows.first_kept(n_tokens))
-        for buffer, is_local in zip(self.buffers, self._is_local, strict=True):
-            if is_local:
-                buffer[row, :, : n_tokens - new] = buffer[row, :, new - old : n_tokens - old]
+        try:
+            for buffer, is_local in zip(self.buffers, self._is_local, strict=True):
+                if is_local:
+                    buffer[row, :, : n_tokens - new] = buffer[row, :, new - old : n_tokens - old]
+        except MemoryError as error:
+            raise RunError(f"not enough memory after {n_tokens:,} tokens") from error
         self.first[row] = new
         return min(step, self._local_capacity - (n_tokens - new))
 
@@ -274,9 +280,10 @@ class Batch:
     def _read(self, row: _Row, size: int) -> None:
         """Read a piece of a row's prompt; at its end, the row is one of those to be continued."""
         place = self._rows.index(row)
-        piece = row.rest[: self._cache.make_room(place, len(row.tokens), min(size, len(row.rest)))]
         start = time.perf_counter()
         try:
+            size = self._cache.make_room(place, len(row.tokens), min(size, len(row.rest)))
+            piece = row.rest[:size]
             logits = self._run_single(place, len(row.tokens), piece)
         except RunError as error:
             self._fail([row], error)
